@@ -1,0 +1,243 @@
+"""Relevance of a batch: one forward and one input-gradient backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lrpguard.errors import InputShapeError, ModelOutputError
+from lrpguard.inputs import NormalizedModel, stem_channels
+from lrpguard.lrp.composites import EPSILON, Composite
+from lrpguard.lrp.ledger import Ledger
+from lrpguard.lrp.mode import LrpMode, reject_custom_functions
+from lrpguard.lrp.operators import mark
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """Relevance of a batch at the input of the network.
+
+    Attributes:
+        logits: Pre-softmax outputs [B, K].
+        relevance: Relevance of each input value, in units of the explained logit [B, C, H, W].
+    """
+
+    logits: Tensor
+    relevance: Tensor
+
+
+@dataclass(frozen=True)
+class Conservation:
+    """Where the explained logit went: ``logit = input + bias + stabilizer + residual``.
+
+    Attributes:
+        logit: Explained logit, summed over the batch.
+        input: Relevance that reached the input.
+        bias: Relevance absorbed by biases and constants.
+        stabilizer: Relevance absorbed by the rule's epsilon.
+    """
+
+    logit: float
+    input: float
+    bias: float
+    stabilizer: float
+
+    @property
+    def residual(self) -> float:
+        """What the law does not account for, relative to the largest of its terms."""
+        terms = (self.logit, self.input, self.bias, self.stabilizer)
+        lost = self.logit - self.input - self.bias - self.stabilizer
+        return abs(lost) / max(*(abs(t) for t in terms), 1e-300)
+
+
+def relevance(
+    model: nn.Module,
+    images: Tensor,
+    target: Tensor | None = None,
+    *,
+    composite: Composite = EPSILON,
+) -> Relevance:
+    """Explain a batch by layer-wise relevance propagation.
+
+    Relevance starts from the pre-softmax logit of the explained class. It is taken at the
+    input of the network: for a :class:`~lrpguard.inputs.NormalizedModel` after the
+    normalisation.
+
+    Args:
+        model: Eager module in eval mode, from [B, C, H, W] to logits [B, K].
+        images: Pixels in [0, 1] (noise may carry them beyond), on the model's device, [B, C, H, W].
+        target: Explained class of each image [B]; None explains the predicted one.
+        composite: Which rule for which layer.
+
+    Returns:
+        Logits and relevance, detached.
+
+    Raises:
+        UnsupportedOperatorError: An operator on the path has no rule.
+        ModelOutputError: The output is not a floating-point tensor [B, K].
+
+    Source: Bach et al. 2015; the modified-gradient form is derived in docs/method.md.
+    """
+    network, x = network_input(model, images)
+    with _graph():
+        leaf, logits = _forward(network, x, LrpMode(network, composite.rule))
+        start = _start(logits, target)
+        (gradient,) = torch.autograd.grad(logits, leaf, start)
+    return Relevance(logits.detach(), leaf.detach() * gradient)
+
+
+def conservation(
+    model: nn.Module,
+    images: Tensor,
+    target: Tensor | None = None,
+    *,
+    composite: Composite = EPSILON,
+) -> Conservation:
+    """Keep the books of one explanation: the exact conservation law of LRP.
+
+    Args:
+        model: As for :func:`relevance`; in float64 the residual is at rounding level.
+        images: As for :func:`relevance`.
+        target: As for :func:`relevance`.
+        composite: As for :func:`relevance`.
+
+    Returns:
+        The terms of the law, summed over the batch.
+
+    Raises:
+        UnsupportedOperatorError: An operator on the path has no rule.
+        ModelOutputError: The output is not a floating-point tensor [B, K].
+    """
+    network, x = network_input(model, images)
+    ledger = Ledger()
+    with _graph():
+        leaf, logits = _forward(network, x, LrpMode(network, composite.rule, ledger))
+        start = _start(logits, target)
+        gradients = torch.autograd.grad(logits, [leaf, *ledger.biases], start, allow_unused=True)
+    at_input = gradients[0]
+    assert at_input is not None
+    return Conservation(
+        logit=float((logits.detach() * start).sum()),
+        input=float((leaf.detach() * at_input).sum()),
+        bias=ledger.bias_relevance(gradients[1:]),
+        stabilizer=ledger.stabilizer_relevance(),
+    )
+
+
+def saved_bytes(model: nn.Module, images: Tensor, *, composite: Composite = EPSILON) -> int:
+    """Measure what one pass keeps for its backward, and check the graph while it is there.
+
+    Args:
+        model: As for :func:`relevance`.
+        images: As for :func:`relevance`; one image is enough.
+        composite: As for :func:`relevance`.
+
+    Returns:
+        Bytes of the activations held between forward and backward, for the whole batch.
+
+    Raises:
+        UnsupportedOperatorError: An operator has no rule, or hides in a custom autograd function.
+        ModelOutputError: The output is not a floating-point tensor [B, K].
+    """
+    network, x = network_input(model, images)
+    weights = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    storages: dict[int, int] = {}
+
+    def count(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with _graph(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        _, logits = _forward(network, x, LrpMode(network, composite.rule))
+        reject_custom_functions(network, logits)
+    return sum(storages.values()) + x.nbytes
+
+
+def network_input(model: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor]:
+    """Split off a known normalisation: return the network and the input it receives."""
+    if isinstance(model, NormalizedModel):
+        with torch.no_grad():
+            return model.model, model.normalize(images)
+    return model, images
+
+
+@contextmanager
+def _graph() -> Iterator[None]:
+    """Build a graph whatever the caller's grad, inference and autocast modes are."""
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
+        yield
+
+
+def _forward(network: nn.Module, x: Tensor, mode: LrpMode) -> tuple[Tensor, Tensor]:
+    """Run the network under the mode; return the input leaf and the checked logits."""
+    leaf = x.detach().clone().requires_grad_()
+    entry = mark(leaf.clone())  # a model may work on its input in place; a leaf forbids that
+    with mode:
+        # A compiled call would bypass the mode; _call_impl is the eager one, hooks included.
+        compiled = network._compiled_call_impl is not None
+        call: Callable[[Tensor], object] = network._call_impl if compiled else network
+        try:
+            logits = check_logits(call(entry), len(x))
+        except RuntimeError as error:
+            raise explain_shape_error(error, network, x) from error
+    if not logits.requires_grad:
+        raise ModelOutputError(
+            "the logits do not depend on the input in a differentiable way, so there is no "
+            "relevance to propagate. Does the model's forward run under torch.no_grad()?"
+        )
+    return leaf, logits
+
+
+def explain_shape_error(error: RuntimeError, model: nn.Module, images: Tensor) -> Exception:
+    """Turn a model's complaint about channels into an InputShapeError; return others as they are.
+
+    Args:
+        error: What the model raised.
+        model: The model.
+        images: What it was given [B, C, H, W].
+    """
+    expected = stem_channels(model)
+    if expected is None or expected == images.shape[1]:
+        return error
+    return InputShapeError(
+        f"images have {images.shape[1]} channel(s), shape {list(images.shape)}; the model's first "
+        f"convolution takes {expected}. Convert the images, e.g. to "
+        f"{'RGB' if expected == 3 else f'{expected} channel(s)'}."
+    )
+
+
+def check_logits(logits: object, batch: int) -> Tensor:
+    """Return the model's output if it is logits [B, K].
+
+    Raises:
+        ModelOutputError: Not a floating-point tensor [B, K] with K >= 2.
+    """
+    if not isinstance(logits, Tensor):
+        raise ModelOutputError(
+            f"the model returned a {type(logits).__name__}; lrpguard takes logits [B, K] as one "
+            "tensor. Wrap the model so that it returns its logits alone."
+        )
+    shape = list(logits.shape)
+    if logits.ndim != 2 or shape[0] != batch or shape[1] < 2 or not logits.is_floating_point():
+        raise ModelOutputError(
+            f"the model returned {logits.dtype} of shape {shape} for {batch} image(s); lrpguard "
+            f"takes floating-point logits [{batch}, K] with K >= 2."
+        )
+    return logits
+
+
+def _start(logits: Tensor, target: Tensor | None) -> Tensor:
+    """Return the gradient that starts at the explained logits: one-hot rows [B, K]."""
+    target = logits.argmax(1) if target is None else target.to(logits.device)
+    return torch.zeros_like(logits).scatter_(1, target.view(-1, 1), 1.0).detach()

@@ -1,0 +1,50 @@
+"""The books of one backward pass: where relevance goes that does not reach the input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+class Ledger:
+    """Relevance absorbed by biases and by stabilizers during one backward pass.
+
+    For the logit f that relevance starts from, the exact conservation law is
+    ``f = sum(input relevance) + bias + stabilizer`` (see docs/method.md).
+    """
+
+    def __init__(self) -> None:
+        self._biases: list[Tensor] = []
+        self._stabilizers: list[Tensor] = []
+
+    def leaf(self, bias: Tensor) -> Tensor:
+        """Put ``bias`` into the graph so that its share will be booked."""
+        leaf = bias.detach().clone().requires_grad_()
+        self._biases.append(leaf)
+        return leaf.clone()  # a leaf forbids in-place use
+
+    def booking_hook(self, z: Tensor, factor: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return a gradient hook that scales by ``factor`` and books what that absorbs."""
+
+        def hook(c: Tensor) -> Tensor:
+            scaled = c * factor
+            self._stabilizers.append(((c - scaled) * z).sum())
+            return scaled
+
+        return hook
+
+    @property
+    def biases(self) -> list[Tensor]:
+        """The bias leaves, to ask autograd for their gradients."""
+        return self._biases
+
+    def bias_relevance(self, gradients: tuple[Tensor | None, ...]) -> float:
+        """Return the relevance absorbed by all biases, ``sum(b * g_b)``."""
+        pairs = zip(self._biases, gradients, strict=True)
+        return sum(float((b.detach() * g).sum()) for b, g in pairs if g is not None)
+
+    def stabilizer_relevance(self) -> float:
+        """Return the relevance absorbed by all stabilizers."""
+        return float(torch.stack(self._stabilizers).sum()) if self._stabilizers else 0.0
