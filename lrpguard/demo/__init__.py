@@ -1,0 +1,1 @@
+"""The embedded default: handwritten digits and a small CNN, with nothing to download."""
