@@ -1,0 +1,121 @@
+"""Each score a pure function of the evidence; one registry.
+
+To add one: write the function, add its line to ``SCORES``, test it on a hand-computed value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lrpguard.errors import ConfigurationError
+from lrpguard.evidence import Evidence
+
+Tail = Literal["upper", "two-sided"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A named score.
+
+    Attributes:
+        name: Name in the registry.
+        function: From evidence to one float64 a request [B].
+        tail: Which values are unusual: large ones, or both ends. Strong and weak attacks may
+            shift one score in opposite directions.
+    """
+
+    name: str
+    function: Callable[[Evidence], Tensor]
+    tail: Tail
+
+
+def relevance_variance(evidence: Evidence) -> Tensor:
+    """Mean over the pixels of the relevance's variance over the copies [B].
+
+    The paper's score, in units of the logit squared. Source: Raulf et al. 2021, section 3.2.
+    """
+    return evidence.relevance_variance.double().mean((1, 2))
+
+
+def relative_variance(evidence: Evidence) -> Tensor:
+    """Logarithm of the paper's score over the squared clean logit it explains [B].
+
+    How much the relevance varies for each unit of what it explains; the scale of the
+    logits cancels.
+    """
+    logit = evidence.explained_logit.double()
+    return torch.log(_positive(relevance_variance(evidence))) - torch.log(_positive(logit**2))
+
+
+def relevance_spread(evidence: Evidence) -> Tensor:
+    """Logarithm of the spread of the copies' summed relevance over the clean logit's size [B]."""
+    spread = evidence.relevance_total.double().std(1)
+    return torch.log(_positive(spread)) - torch.log(_positive(evidence.explained_logit.abs()))
+
+
+def label_disagreement(evidence: Evidence) -> Tensor:
+    """Share of the copies whose predicted class is not the explained one, in [0, 1] [B]."""
+    votes = evidence.noisy_logits.argmax(2)
+    return (votes != evidence.label[:, None]).double().mean(1)
+
+
+def max_logit(evidence: Evidence) -> Tensor:
+    """Largest clean logit [B]."""
+    return evidence.logits.double().amax(1)
+
+
+def log_odds_shift(evidence: Evidence) -> Tensor:
+    """Largest mean gain of another class on the explained one when noise is added [B].
+
+    For each other class z the mean over the copies of ``(f_z - f_y)(x + noise) - (f_z - f_y)(x)``;
+    the largest of these. An adversarial input tends to fall back towards its true class.
+    Source: Roth, Kilcher, Hofmann 2019, equation (6), without their class-wise scaling.
+    """
+    clean = _odds_against(evidence.logits.double(), evidence.label)
+    noisy = _odds_against(evidence.noisy_logits.double().mean(1), evidence.label)
+    shift = (noisy - clean).scatter(1, evidence.label[:, None], -torch.inf)
+    return shift.amax(1)
+
+
+def _odds_against(logits: Tensor, label: Tensor) -> Tensor:
+    """Return ``f_z - f_y`` for the label y and every class z [B, K]."""
+    return logits - logits.gather(1, label[:, None])
+
+
+def _positive(values: Tensor) -> Tensor:
+    """Keep values off zero, where their logarithm would be infinite."""
+    return values.double().clamp_min(1e-30)
+
+
+SCORES: Mapping[str, Score] = MappingProxyType(
+    {
+        score.name: score
+        for score in (
+            Score("relevance_variance", relevance_variance, "upper"),
+            Score("relative_variance", relative_variance, "two-sided"),
+            Score("relevance_spread", relevance_spread, "two-sided"),
+            Score("label_disagreement", label_disagreement, "upper"),
+            Score("max_logit", max_logit, "two-sided"),
+            Score("log_odds_shift", log_odds_shift, "two-sided"),
+        )
+    }
+)
+"""Every score, by name."""
+
+
+def score_matrix(evidence: Evidence, names: Sequence[str]) -> Tensor:
+    """Return the named scores of each request, float64 on the CPU [B, len(names)].
+
+    Raises:
+        ConfigurationError: A name is not in the registry.
+    """
+    unknown = [name for name in names if name not in SCORES]
+    if unknown:
+        raise ConfigurationError(f"no score is named {unknown}; there are {sorted(SCORES)}.")
+    return torch.stack([SCORES[name].function(evidence) for name in names], dim=1).cpu()

@@ -1,0 +1,265 @@
+"""SmoothLRP: relevance of N noisy copies of each request, streamed into its moments.
+
+Source: Raulf et al. 2021, section 2 and Algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from lrpguard.errors import ConfigurationError, InputShapeError
+from lrpguard.evidence import Evidence
+from lrpguard.inputs import check_images, check_model
+from lrpguard.lrp.composites import EPSILON, Composite
+from lrpguard.lrp.engine import check_logits, explain_shape_error, relevance, saved_bytes
+from lrpguard.moments import RunningMoments
+from lrpguard.noise import gaussian_copies, image_digest, key_bytes
+
+PAPER_N = 50
+PAPER_SIGMA = 0.05
+
+MEMORY_BUDGET = 256 * 2**20
+"""Bytes of activations that one chunk of copies may hold for its backward pass."""
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """How the noisy copies are made and explained.
+
+    Args:
+        n: Noisy copies of each request, >= 2.
+        sigma: Standard deviation of the noise on the [0, 1] pixel scale, > 0.
+        seed: Public seed of the noise, used where there is no secret key.
+        composite: Which LRP rule for which layer.
+
+    Raises:
+        ConfigurationError: A value is out of its range.
+    """
+
+    n: int = PAPER_N
+    sigma: float = PAPER_SIGMA
+    seed: int = 0
+    composite: Composite = EPSILON
+
+    def __post_init__(self) -> None:
+        if self.n < 2:
+            raise ConfigurationError(f"n is {self.n}; a variance needs at least 2 noisy copies.")
+        if not 0 < self.sigma < float("inf"):
+            raise ConfigurationError(f"sigma is {self.sigma}; it must be finite and > 0.")
+        key_bytes(self.seed)
+
+
+def explain(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    target: Tensor | int | None = None,
+    n: int = PAPER_N,
+    sigma: float = PAPER_SIGMA,
+    seed: int = 0,
+    key: bytes | None = None,
+    composite: Composite = EPSILON,
+    quantiles: Sequence[float] = (),
+    memory_budget: int = MEMORY_BUDGET,
+) -> Evidence:
+    """Explain each image by SmoothLRP.
+
+    Args:
+        model: Eager module in eval mode, from [B, C, H, W] in [0, 1] to logits [B, K].
+        images: Floating-point pixels in [0, 1], [B, C, H, W].
+        target: Explained class, one for all or one an image [B]; None explains the predicted one.
+        n: Noisy copies of each image, >= 2.
+        sigma: Standard deviation of the noise on the pixel scale.
+        seed: Public seed of the noise.
+        key: Secret key of the noise, in place of the seed.
+        composite: Which LRP rule for which layer.
+        quantiles: Quantiles of the relevance over the copies, each in [0, 1]. They need all
+            N maps of one image in memory at a time; mean and variance do not.
+        memory_budget: Bytes of activations one chunk of copies may hold.
+
+    Returns:
+        Evidence on the model's device: mean, variance and, where asked for, quantiles.
+
+    Raises:
+        InputError: The images break the contract; see :func:`lrpguard.inputs.check_images`.
+        ModelError: The model cannot be explained, or an operator of it has no rule.
+        ConfigurationError: An argument is out of its range.
+
+    Example:
+        >>> import torch
+        >>> from lrpguard import explain
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)).eval()
+        >>> explain(model, torch.rand(2, 3, 2, 2), n=5).relevance_mean.shape
+        torch.Size([2, 2, 2])
+    """
+    smoothing = Smoothing(n=n, sigma=sigma, seed=seed, composite=composite)
+    model = check_model(model)
+    images = to_model(check_images(images), model)
+    logits = clean_logits(model, images)
+    label = _targets(target, logits)
+    chunk = chunk_size(model, images, composite=composite, memory_budget=memory_budget)
+    return smooth(
+        model,
+        images,
+        logits,
+        label,
+        smoothing=smoothing,
+        key=key_bytes(seed, key),
+        chunk=chunk,
+        quantiles=quantiles,
+    )
+
+
+def to_model(images: Tensor, model: nn.Module) -> Tensor:
+    """Return the images on the model's device, in its floating-point type."""
+    reference = next((p for p in model.parameters() if p.is_floating_point()), None)
+    if reference is None:
+        return images
+    return images.to(reference.device, reference.dtype)
+
+
+def clean_logits(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the bare model's own answer for the images, logits [B, K].
+
+    Raises:
+        ModelOutputError: The output is not logits [B, K].
+        InputShapeError: The images have other channels than the model takes.
+    """
+    with torch.no_grad():
+        try:
+            return check_logits(model(images), len(images)).detach()
+        except RuntimeError as error:
+            raise explain_shape_error(error, model, images) from error
+
+
+def chunk_size(
+    model: nn.Module, images: Tensor, *, composite: Composite, memory_budget: int
+) -> int:
+    """Return how many copies fit the budget, from one measured pass of one image; at least 1."""
+    if memory_budget <= 0:
+        raise ConfigurationError(f"memory_budget is {memory_budget} bytes; it must be positive.")
+    return max(1, memory_budget // saved_bytes(model, images[:1], composite=composite))
+
+
+def smooth(
+    model: nn.Module,
+    images: Tensor,
+    logits: Tensor,
+    label: Tensor,
+    *,
+    smoothing: Smoothing,
+    key: bytes,
+    chunk: int,
+    quantiles: Sequence[float] = (),
+) -> Evidence:
+    """Run the noisy copies of checked images through the model, and gather the evidence.
+
+    A chunk never holds copies of two requests, so the evidence of a request does not
+    depend on its batch. Out of memory halves the chunk and goes on.
+
+    Args:
+        model: Checked module.
+        images: Checked images on the model's device [B, C, H, W].
+        logits: Clean logits [B, K].
+        label: Explained classes [B].
+        smoothing: Number of copies, noise and composite.
+        key: Noise key.
+        chunk: Largest number of copies in one pass.
+        quantiles: Quantiles over the copies, each in [0, 1].
+
+    Raises:
+        ConfigurationError: A quantile lies outside [0, 1].
+        UnsupportedOperatorError: An operator has no rule.
+    """
+    if any(not 0 <= q <= 1 for q in quantiles):
+        raise ConfigurationError(f"quantiles are {list(quantiles)}; each must lie in [0, 1].")
+    parts = []
+    for image, row, target in zip(images, logits, label, strict=True):
+        part = _smooth_one(model, image, target, smoothing, key, chunk, quantiles)
+        parts.append(replace(part, logits=row[None], label=target[None]))
+    return Evidence.concatenate(parts)
+
+
+def _smooth_one(
+    model: nn.Module,
+    image: Tensor,
+    target: Tensor,
+    smoothing: Smoothing,
+    key: bytes,
+    chunk: int,
+    quantiles: Sequence[float],
+) -> Evidence:
+    moments = RunningMoments()
+    logits: list[Tensor] = []
+    totals: list[Tensor] = []
+    maps: list[Tensor] = []
+    for noisy_logits, relevances in _passes(model, image, target, smoothing, key, chunk):
+        moments.update(relevances)
+        logits.append(noisy_logits)
+        totals.append(relevances.sum((1, 2)))
+        if quantiles:
+            maps.append(relevances)
+    levels = torch.tensor(list(quantiles), dtype=torch.float64, device=image.device)
+    return Evidence(
+        logits=logits[0][:1],
+        label=target[None],
+        noisy_logits=torch.cat(logits)[None],
+        relevance_mean=moments.mean.float()[None],
+        relevance_variance=moments.variance.float()[None],
+        relevance_total=torch.cat(totals).float()[None],
+        relevance_quantiles=torch.cat(maps).quantile(levels, dim=0).float()[None]
+        if quantiles
+        else None,
+        sigma=smoothing.sigma,
+    )
+
+
+def _passes(
+    model: nn.Module, image: Tensor, target: Tensor, smoothing: Smoothing, key: bytes, chunk: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield logits [c, K] and channel-summed relevance [c, H, W] of chunk after chunk."""
+    digest = image_digest(image, key)
+    done = 0
+    while done < smoothing.n:
+        count = min(chunk, smoothing.n - done)
+        noise = gaussian_copies(digest, done, count, image.shape).to(image.device)
+        copies = (image.float() + smoothing.sigma * noise).to(image.dtype)
+        try:
+            result = relevance(model, copies, target.expand(count), composite=smoothing.composite)
+        except RuntimeError as error:
+            if count == 1 or not _out_of_memory(error):
+                raise
+            chunk = count // 2
+            torch.cuda.empty_cache()
+            continue
+        yield result.logits, result.relevance.double().sum(1)
+        done += count
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Say whether an allocator, on a GPU or the CPU, has refused."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _targets(target: Tensor | int | None, logits: Tensor) -> Tensor:
+    """Return the explained class of each image [B]."""
+    if target is None:
+        return logits.argmax(1)
+    classes = torch.as_tensor(target, device=logits.device).long()
+    if classes.ndim == 0:
+        classes = classes.expand(len(logits))
+    if classes.shape != (len(logits),):
+        raise InputShapeError(
+            f"target has shape {list(classes.shape)}; give one class, or one an image "
+            f"[{len(logits)}]."
+        )
+    if bool((classes < 0).any()) or bool((classes >= logits.shape[1]).any()):
+        raise ConfigurationError(
+            f"target holds classes {sorted(set(classes.tolist()))}; the model has classes 0 … "
+            f"{logits.shape[1] - 1}."
+        )
+    return classes
