@@ -280,8 +280,8 @@ class TestTorchvision:
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
         expected: Tensor = published((images - mean) / std)
         torch.testing.assert_close(loaded.model(images), expected)
-        assert bare(loaded.model).transform_input is True
-        assert bare(other.model).transform_input is False  # fed with [-1, 1], as TensorFlow's
+        assert vars(bare(loaded.model))["transform_input"] is True
+        assert vars(bare(other.model))["transform_input"] is False  # fed with [-1, 1] already
 
 
 class TestTimm:
