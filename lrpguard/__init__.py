@@ -1,1 +1,25 @@
-"""lrpguard."""
+"""lrpguard: notice, and repair, adversarial inputs to a PyTorch image classifier."""
+
+from lrpguard.calibration import Calibration
+from lrpguard.evidence import Evidence
+from lrpguard.guard import Guard, GuardedClassifier
+from lrpguard.inputs import NormalizedModel, normalized
+from lrpguard.restoration import Restoration, Whitening
+from lrpguard.smoothing import Smoothing, explain
+from lrpguard.verdict import Verdict
+from lrpguard.version import __version__
+
+__all__ = [
+    "Calibration",
+    "Evidence",
+    "Guard",
+    "GuardedClassifier",
+    "NormalizedModel",
+    "Restoration",
+    "Smoothing",
+    "Verdict",
+    "Whitening",
+    "__version__",
+    "explain",
+    "normalized",
+]

@@ -48,6 +48,20 @@ class Evidence:
         """Clean logit of the explained class [B]."""
         return self.logits.gather(1, self.label[:, None]).squeeze(1)
 
+    def select(self, rows: Tensor) -> Evidence:
+        """Return the evidence of some of the requests, by index [R]."""
+        quantiles = self.relevance_quantiles
+        return Evidence(
+            logits=self.logits[rows],
+            label=self.label[rows],
+            noisy_logits=self.noisy_logits[rows],
+            relevance_mean=self.relevance_mean[rows],
+            relevance_variance=self.relevance_variance[rows],
+            relevance_total=self.relevance_total[rows],
+            relevance_quantiles=None if quantiles is None else quantiles[rows],
+            sigma=self.sigma,
+        )
+
     @staticmethod
     def concatenate(parts: list[Evidence]) -> Evidence:
         """Join the evidence of several batches of equally sized requests, in order."""

@@ -23,8 +23,8 @@ class RunningMoments:
         """Merge a chunk of shape [n, ...], n >= 1."""
         values = values.double()
         count = len(values)
-        squares, mean = torch.var_mean(values, dim=0, correction=0)
-        squares = squares * count
+        mean = values.mean(0)
+        squares = (values - mean).square_().sum(0)  # var_mean over dim 0 is many times slower
         if self.count == 0:
             self.count, self._mean, self._squares = count, mean, squares
             return

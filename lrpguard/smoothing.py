@@ -22,8 +22,11 @@ from lrpguard.noise import gaussian_copies, image_digest, key_bytes
 PAPER_N = 50
 PAPER_SIGMA = 0.05
 
-MEMORY_BUDGET = 256 * 2**20
-"""Bytes of activations that one chunk of copies may hold for its backward pass."""
+MEMORY_BUDGET = {"cpu": 192 * 2**20, "cuda": 4 * 2**30}
+"""Bytes of activations that one chunk of copies may hold for its backward pass.
+
+On a CPU a chunk that fits its caches is the fastest (docs/performance.md); a GPU wants it large.
+"""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def explain(
     key: bytes | None = None,
     composite: Composite = EPSILON,
     quantiles: Sequence[float] = (),
-    memory_budget: int = MEMORY_BUDGET,
+    memory_budget: int | None = None,
 ) -> Evidence:
     """Explain each image by SmoothLRP.
 
@@ -79,7 +82,8 @@ def explain(
         composite: Which LRP rule for which layer.
         quantiles: Quantiles of the relevance over the copies, each in [0, 1]. They need all
             N maps of one image in memory at a time; mean and variance do not.
-        memory_budget: Bytes of activations one chunk of copies may hold.
+        memory_budget: Bytes of activations one chunk of copies may hold; None takes
+            ``MEMORY_BUDGET`` for the model's device.
 
     Returns:
         Evidence on the model's device: mean, variance and, where asked for, quantiles.
@@ -137,9 +141,16 @@ def clean_logits(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def chunk_size(
-    model: nn.Module, images: Tensor, *, composite: Composite, memory_budget: int
+    model: nn.Module, images: Tensor, *, composite: Composite, memory_budget: int | None
 ) -> int:
-    """Return how many copies fit the budget, from one measured pass of one image; at least 1."""
+    """Return how many copies fit the budget, from one measured pass of one image; at least 1.
+
+    Raises:
+        ConfigurationError: The budget is not positive.
+        UnsupportedOperatorError: An operator has no rule, or hides in a custom autograd function.
+    """
+    if memory_budget is None:
+        memory_budget = MEMORY_BUDGET.get(images.device.type, MEMORY_BUDGET["cpu"])
     if memory_budget <= 0:
         raise ConfigurationError(f"memory_budget is {memory_budget} bytes; it must be positive.")
     return max(1, memory_budget // saved_bytes(model, images[:1], composite=composite))
@@ -236,7 +247,7 @@ def _passes(
             chunk = count // 2
             torch.cuda.empty_cache()
             continue
-        yield result.logits, result.relevance.double().sum(1)
+        yield result.logits, result.relevance.float().sum(1)
         done += count
 
 

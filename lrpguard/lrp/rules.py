@@ -7,8 +7,10 @@ rule is a change to the gradient of the operator, never a second pass through th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -85,9 +87,13 @@ class Epsilon(Rule):
             factor = magnitude / (magnitude + self.epsilon)
         # The hook keeps its own tensors: an in-place ReLU may overwrite z afterwards.
         hook = ledger.booking_hook(z.detach().clone(), factor) if ledger else partial(_mul, factor)
-        handle: RemovableHandle = z.register_hook(hook)  # type: ignore[no-untyped-call]
+        handle: RemovableHandle = z.register_hook(hook)
         return handle
 
 
 def _mul(factor: Tensor, c: Tensor) -> Tensor:
     return c * factor
+
+
+RULES: Mapping[str, type[Rule]] = MappingProxyType({"Zero": Zero, "Epsilon": Epsilon})
+"""Every rule, by the name a calibration file gives it."""

@@ -1,0 +1,291 @@
+"""Split conformal calibration: p-values, the threshold's guarantee, and the file.
+
+Source: Vovk, Gammerman, Shafer 2005 (conformal p-values); the band of the realised
+false-positive rate is the Beta law of an order statistic, Vovk 2012.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from scipy.stats import beta
+from torch import Tensor
+
+from lrpguard.detector import Detector, load_detector
+from lrpguard.errors import (
+    CalibrationFileError,
+    CalibrationMismatchError,
+    CalibrationSizeError,
+    ConfigurationError,
+    NonFiniteScoreError,
+)
+from lrpguard.lrp.composites import Composite
+from lrpguard.smoothing import Smoothing
+
+SCHEMA = 1
+"""Version of the calibration file's form."""
+
+_RECORD = "lrpguard"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What clean data look like to one guard of one model.
+
+    Attributes:
+        detector: The fitted detector.
+        anomalies: Anomaly scores of the clean calibration images, ascending, float64 [n].
+        alpha: False-positive rate at which requests are flagged, in (0, 1).
+        smoothing: How the copies were made and explained.
+        image_shape: (C, H, W) of the images.
+        fingerprint: Fingerprint of the model.
+        precision: Arithmetic of the model.
+        fit_n: Clean images that fitted the detector, disjoint from the n that calibrate.
+        data_digest: Digest of all images used.
+        created: ISO date and time, UTC.
+        version: lrpguard's version.
+
+    Raises:
+        ConfigurationError: ``alpha`` lies outside (0, 1).
+        NonFiniteScoreError: An anomaly score is NaN or infinite.
+        CalibrationSizeError: n is too small for alpha: no p-value could reach it.
+    """
+
+    detector: Detector
+    anomalies: Tensor
+    alpha: float
+    smoothing: Smoothing
+    image_shape: tuple[int, int, int]
+    fingerprint: str
+    precision: str
+    fit_n: int
+    data_digest: str
+    created: str
+    version: str
+
+    def __post_init__(self) -> None:
+        if not bool(torch.isfinite(self.anomalies).all()):
+            raise NonFiniteScoreError(
+                f"{int((~torch.isfinite(self.anomalies)).sum())} of {self.n} calibration scores "
+                "are NaN or infinite; a model whose outputs overflow cannot be calibrated."
+            )
+        check_size(self.n, self.alpha)
+
+    @property
+    def n(self) -> int:
+        """Number of calibration images."""
+        return len(self.anomalies)
+
+    @property
+    def threshold(self) -> float:
+        """Smallest calibration score that is flagged; larger ones are, too."""
+        return float(self.anomalies[self.n - _flagged_rank(self.n, self.alpha)])
+
+    def fpr_band(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Return the central band in which this calibration's realised false-positive rate lies.
+
+        Over calibration sets of this size the realised rate follows
+        Beta(k, n + 1 - k) with k = floor(alpha (n + 1)), for scores without ties.
+        """
+        k = _flagged_rank(self.n, self.alpha)
+        tail = (1 - confidence) / 2
+        low, high = beta.ppf([tail, 1 - tail], k, self.n + 1 - k)
+        return float(low), float(high)
+
+    def p_values(self, anomalies: Tensor) -> Tensor:
+        """Return conformal p-values ``(1 + #{calibration >= s}) / (n + 1)``, float64 [B].
+
+        Args:
+            anomalies: Anomaly scores of the requests [B].
+        """
+        below = torch.searchsorted(self.anomalies, anomalies.to(self.anomalies))
+        return (1 + self.n - below).double() / (self.n + 1)
+
+    def check_matches(self, fingerprint: str, precision: str) -> None:
+        """Refuse a model other than the calibrated one.
+
+        Raises:
+            CalibrationMismatchError: Another precision, architecture or weights.
+        """
+        if precision != self.precision:
+            raise CalibrationMismatchError(
+                f"the model runs in {precision}; the calibration was made in {self.precision}, "
+                "and scores depend on it. Calibrate again in this precision."
+            )
+        if fingerprint != self.fingerprint:
+            raise CalibrationMismatchError(
+                f"the model's fingerprint is {fingerprint[:12]}…; the calibration was made for "
+                f"{self.fingerprint[:12]}…, another architecture, other weights or another "
+                "normalisation. Calibrate this model, or load the model that was calibrated."
+            )
+
+    def check_shape(self, images: Tensor) -> None:
+        """Refuse images of another size than the calibrated one.
+
+        Raises:
+            CalibrationMismatchError: (C, H, W) differs.
+        """
+        shape = tuple(images.shape[1:])
+        if shape != self.image_shape:
+            raise CalibrationMismatchError(
+                f"images have [C, H, W] = {list(shape)}; the calibration was made for "
+                f"{list(self.image_shape)}, and scores depend on the size. Resize the images, or "
+                "calibrate at this size."
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write the calibration to one ``.safetensors`` file, atomically.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        tensors = {"anomalies": self.anomalies} | {
+            f"detector.{name}": tensor.contiguous()
+            for name, tensor in self.detector.state().items()
+        }
+        record = self._record()
+        record["digest"] = _digest(tensors, record)
+        path = Path(path)
+        partial = path.with_name(path.name + ".writing")
+        save_file(tensors, str(partial), metadata={_RECORD: json.dumps(record)})
+        os.replace(partial, path)
+
+    @staticmethod
+    def load(path: str | Path) -> Calibration:
+        """Read a calibration file.
+
+        Raises:
+            CalibrationFileError: Missing, truncated, altered, not a calibration, or of a newer
+                schema than this lrpguard knows.
+        """
+        tensors, record = _read(Path(path))
+        schema = record.get("schema")
+        if schema != SCHEMA:
+            raise CalibrationFileError(
+                f"{path} has schema {schema}, written by lrpguard {record.get('version')}; this "
+                f"one reads schema {SCHEMA}. Update lrpguard, or calibrate again."
+            )
+        if record.pop("digest", None) != _digest(tensors, record):
+            raise CalibrationFileError(
+                f"{path} does not match its own digest: it was altered or damaged after it was "
+                "written. Restore it from a copy, or calibrate again."
+            )
+        try:
+            return _from_record(tensors, record)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CalibrationFileError(
+                f"{path} is not a complete calibration ({type(error).__name__}: {error}). "
+                "Calibrate again."
+            ) from error
+
+    def _record(self) -> dict[str, Any]:
+        low, high = self.fpr_band()
+        return {
+            "schema": SCHEMA,
+            "version": self.version,
+            "created": self.created,
+            "alpha": self.alpha,
+            "n": self.n,
+            "fit_n": self.fit_n,
+            "fpr_band_95": [low, high],
+            "threshold": self.threshold,
+            "detector": self.detector.name,
+            "scores": list(self.detector.score_names),
+            "smoothing": {
+                "n": self.smoothing.n,
+                "sigma": self.smoothing.sigma,
+                "seed": self.smoothing.seed,
+                "composite": self.smoothing.composite.to_dict(),
+            },
+            "preprocessing": {"layout": "NCHW", "range": [0, 1], "shape": list(self.image_shape)},
+            "fingerprint": self.fingerprint,
+            "precision": self.precision,
+            "data_digest": self.data_digest,
+        }
+
+
+def check_size(n: int, alpha: float) -> None:
+    """Refuse an n at which no p-value could be as small as alpha.
+
+    Raises:
+        ConfigurationError: ``alpha`` lies outside (0, 1).
+        CalibrationSizeError: ``alpha < 1 / (n + 1)``.
+    """
+    if not 0 < alpha < 1:
+        raise ConfigurationError(f"alpha is {alpha}; it must lie between 0 and 1, e.g. 0.05.")
+    needed = math.ceil(1 / alpha - 1e-9) - 1
+    if n < needed:
+        raise CalibrationSizeError(
+            f"{n} calibration images for alpha = {alpha:g}; the smallest p-value would be "
+            f"{1 / (n + 1):.3g}, so nothing could ever be flagged. Give at least {needed}, "
+            f"better {20 * needed}, or a larger alpha."
+        )
+
+
+def _flagged_rank(n: int, alpha: float) -> int:
+    """Return k = floor(alpha (n + 1)): the k largest calibration scores are flagged."""
+    return math.floor(alpha * (n + 1) + 1e-9)
+
+
+def _digest(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> str:
+    state = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        state.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        state.update(tensor.numpy().tobytes())
+    return state.hexdigest()
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if not path.is_file():
+        raise CalibrationFileError(
+            f"there is no calibration file {path}; make one with guard.calibrate(...).save(path) "
+            "or 'lrpguard calibrate'."
+        )
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        record = json.loads(metadata[_RECORD])
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        raise CalibrationFileError(
+            f"{path} is not a whole lrpguard calibration file ({error}): truncated, or another "
+            "kind of file. Restore it from a copy, or calibrate again."
+        ) from error
+    if not isinstance(record, dict):
+        raise CalibrationFileError(f"{path} holds no calibration record. Calibrate again.")
+    return tensors, record
+
+
+def _from_record(tensors: dict[str, Tensor], record: Mapping[str, Any]) -> Calibration:
+    smoothing = dict(record["smoothing"])
+    composite = Composite.from_dict(smoothing.pop("composite"))
+    state = {
+        name.removeprefix("detector."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith("detector.")
+    }
+    channels, height, width = record["preprocessing"]["shape"]
+    return Calibration(
+        detector=load_detector(record["detector"], tuple(record["scores"]), state),
+        anomalies=tensors["anomalies"],
+        alpha=record["alpha"],
+        smoothing=Smoothing(composite=composite, **smoothing),
+        image_shape=(channels, height, width),
+        fingerprint=record["fingerprint"],
+        precision=record["precision"],
+        fit_n=record["fit_n"],
+        data_digest=record["data_digest"],
+        created=record["created"],
+        version=record["version"],
+    )

@@ -1,0 +1,160 @@
+"""One calibration run: scores of clean images, the split, the fit, the calibration."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sized
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lrpguard.calibration import Calibration, check_size
+from lrpguard.detector import fit_detector, needs_fit
+from lrpguard.errors import CalibrationSizeError, InputShapeError, NonFiniteScoreError
+from lrpguard.evidence import Evidence
+from lrpguard.inputs import check_images
+from lrpguard.noise import image_digest
+from lrpguard.scorelog import ScoreLog
+from lrpguard.scores import SCORES, score_matrix
+from lrpguard.smoothing import Smoothing
+from lrpguard.version import __version__
+
+FIT_SHARE = 0.5
+"""Share of the images that fits a detector that learns; the rest calibrates it."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a calibration run is for.
+
+    Attributes:
+        alpha: False-positive rate.
+        detector: Name of the detector.
+        smoothing: How the copies are made and explained.
+        key: Noise key.
+        fingerprint: Fingerprint of the model.
+        precision: Arithmetic of the model.
+    """
+
+    alpha: float
+    detector: str
+    smoothing: Smoothing
+    key: bytes
+    fingerprint: str
+    precision: str
+
+
+def calibrate(
+    batches: Iterable[Tensor | tuple[Tensor, ...] | list[Tensor]],
+    *,
+    evidence: Callable[[Tensor], Evidence],
+    plan: Plan,
+    checkpoint: Path | None,
+    progress: bool,
+) -> Calibration:
+    """Score clean images, split them, fit the detector, and calibrate it.
+
+    The split follows from the images' content, not from their order, so that an
+    interrupted and resumed run gives the same calibration. An image seen twice counts once.
+
+    Args:
+        batches: Batches of clean images, or of tuples that begin with them.
+        evidence: From a batch of images to its evidence.
+        plan: What to calibrate for.
+        checkpoint: Where to keep the scores, None for memory only.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        CalibrationSizeError: Too few images.
+        CalibrationMismatchError: The checkpoint belongs to another run.
+        NonFiniteScoreError: A score is NaN or infinite.
+        InputError: Images break the contract or differ in size.
+    """
+    check_size(10**9, plan.alpha)  # refuse an impossible alpha, or detector, before the work
+    needs_fit(plan.detector)
+    shape: tuple[int, int, int] | None = None
+    scores: dict[str, list[float]] = {}
+    with ScoreLog(checkpoint, _header(plan)) as log:
+        total = len(batches) if isinstance(batches, Sized) else None
+        for batch in tqdm(batches, "calibrate", total, disable=not progress, unit="batch"):
+            images = check_images(batch[0] if isinstance(batch, (tuple, list)) else batch)
+            shape = _one_shape(shape, images)
+            _score_new(images, log, evidence)
+            scores |= {digest: log.scores[digest] for digest in _digests(images)}
+    if shape is None:
+        raise CalibrationSizeError("no images were given; calibration needs clean images.")
+    return _from_scores(scores, shape, plan)
+
+
+def _score_new(images: Tensor, log: ScoreLog, evidence: Callable[[Tensor], Evidence]) -> None:
+    """Score the images that the log does not hold yet."""
+    digests = _digests(images)
+    fresh = {d: i for i, d in enumerate(digests) if d not in log.scores}
+    if not fresh:
+        return
+    matrix = score_matrix(evidence(images[list(fresh.values())]), tuple(SCORES))
+    log.add(dict(zip(fresh, matrix.tolist(), strict=True)))
+
+
+def _from_scores(
+    scores: dict[str, list[float]], shape: tuple[int, int, int], plan: Plan
+) -> Calibration:
+    order = sorted(scores, key=lambda digest: hashlib.sha256(digest.encode()).digest())
+    matrix = torch.tensor([scores[digest] for digest in order], dtype=torch.float64)
+    broken = (~torch.isfinite(matrix)).any(1)
+    if bool(broken.any()):
+        raise NonFiniteScoreError(
+            f"{int(broken.sum())} of {len(matrix)} clean images have NaN or infinite scores; the "
+            "model overflows on them or on their noisy copies. Run it in float32, or lower sigma."
+        )
+    fit_n = round(FIT_SHARE * len(matrix)) if needs_fit(plan.detector) else 0
+    check_size(len(matrix) - fit_n, plan.alpha)
+    detector = fit_detector(plan.detector, matrix[:fit_n])
+    columns = [list(SCORES).index(name) for name in detector.score_names]
+    return Calibration(
+        detector=detector,
+        anomalies=detector.anomaly(matrix[fit_n:, columns]).sort().values,
+        alpha=plan.alpha,
+        smoothing=plan.smoothing,
+        image_shape=shape,
+        fingerprint=plan.fingerprint,
+        precision=plan.precision,
+        fit_n=fit_n,
+        data_digest=hashlib.sha256("".join(sorted(scores)).encode()).hexdigest(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        version=__version__,
+    )
+
+
+def _header(plan: Plan) -> dict[str, object]:
+    """Return what the scores of a run depend on; the secret key shows only as a digest."""
+    smoothing = plan.smoothing
+    return {
+        "version": __version__,
+        "fingerprint": plan.fingerprint,
+        "precision": plan.precision,
+        "n": smoothing.n,
+        "sigma": smoothing.sigma,
+        "composite": smoothing.composite.to_dict(),
+        "key": hashlib.sha256(b"lrpguard checkpoint" + plan.key).hexdigest()[:16],
+        "scores": list(SCORES),
+    }
+
+
+def _digests(images: Tensor) -> list[str]:
+    return [image_digest(image, b"").hex() for image in images]
+
+
+def _one_shape(shape: tuple[int, int, int] | None, images: Tensor) -> tuple[int, int, int]:
+    channels, height, width = images.shape[1:]
+    found = (channels, height, width)
+    if shape is not None and shape != found:
+        raise InputShapeError(
+            f"a batch has [C, H, W] = {list(found)} after one of {list(shape)}; scores depend on "
+            "the size, so all calibration images must have one. Resize them first."
+        )
+    return found

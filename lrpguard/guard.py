@@ -1,0 +1,369 @@
+"""The guard: the only place where the steps are put in order."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lrpguard.calibration import Calibration
+from lrpguard.calibrator import Plan, calibrate
+from lrpguard.errors import (
+    CalibrationMismatchError,
+    ConfigurationError,
+    ModelOutputError,
+    NonFiniteScoreError,
+    NotCalibratedError,
+)
+from lrpguard.evidence import Evidence
+from lrpguard.fingerprint import model_fingerprint, model_precision
+from lrpguard.inputs import check_eval, check_images, check_model
+from lrpguard.noise import key_bytes
+from lrpguard.restoration import UNKNOWN, Restoration, Whitening, whiten
+from lrpguard.scores import score_matrix
+from lrpguard.smoothing import Smoothing, chunk_size, clean_logits, smooth, to_model
+from lrpguard.verdict import Status, Verdict
+
+Policy = Literal["fail_closed", "fail_open"]
+
+_log = logging.getLogger("lrpguard")
+
+
+class Guard(nn.Module):
+    """A classifier, wrapped: each request is explained, scored, flagged and restored.
+
+    The wrapped model is never changed: its weights, mode, hooks, grad flags and device are
+    the same after any call. Several guards, or several threads, may share one model.
+
+    Args:
+        model: Eager ``nn.Module`` in eval mode, from [B, C, H, W] in [0, 1] to logits [B, K].
+            Wrap a model that wants normalised input with :func:`lrpguard.normalized`.
+        calibration: A :class:`Calibration`, or the file of one; None until :meth:`calibrate`.
+        smoothing: Copies, noise and composite; None takes the calibration's, or the paper's.
+        whitening: How flagged requests are restored; None only flags them.
+        on_failure: What to do when the guard itself fails: ``"fail_closed"`` raises,
+            ``"fail_open"`` returns the model's own answer, marked ``unguarded``. Images that
+            break the input contract are refused under either.
+        key: Secret key of the noise, 16 to 64 bytes, so that nobody outside can predict it;
+            None takes the public seed.
+        memory_budget: Bytes of activations one chunk of copies may hold; None takes the
+            device's default.
+
+    Raises:
+        ModelError: The model cannot be wrapped.
+        CalibrationError: The calibration is not one of this model.
+        ConfigurationError: An argument is out of its range or contradicts the calibration.
+
+    Example:
+        >>> import torch
+        >>> from lrpguard import Guard
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3)).eval()
+        >>> guard = Guard(model)
+        >>> _ = guard.calibrate(torch.rand(120, 3, 2, 2).split(30), alpha=0.05)
+        >>> guard(torch.rand(4, 3, 2, 2)).p_value.shape
+        torch.Size([4])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        calibration: Calibration | str | Path | None = None,
+        smoothing: Smoothing | None = None,
+        whitening: Whitening | None = Whitening(),  # noqa: B008  # frozen
+        on_failure: Policy = "fail_closed",
+        key: bytes | None = None,
+        memory_budget: int | None = None,
+    ) -> None:
+        super().__init__()
+        if on_failure not in ("fail_closed", "fail_open"):
+            raise ConfigurationError(
+                f"on_failure is {on_failure!r}; there are 'fail_closed' and 'fail_open'."
+            )
+        self.model = check_model(model)
+        self.training = False
+        if isinstance(calibration, (str, os.PathLike)):
+            calibration = Calibration.load(calibration)
+        if calibration is not None:
+            calibration.check_matches(model_fingerprint(self.model), model_precision(self.model))
+            if smoothing not in (None, calibration.smoothing):
+                raise CalibrationMismatchError(
+                    f"smoothing is {smoothing}; the calibration was made with "
+                    f"{calibration.smoothing}. Leave it out, or calibrate again."
+                )
+            smoothing = calibration.smoothing
+        self.calibration = calibration
+        self.smoothing = smoothing or Smoothing()
+        self.whitening = whitening
+        self.on_failure: Policy = on_failure
+        self._key = key_bytes(self.smoothing.seed, key)
+        self._memory_budget = memory_budget
+        self._chunks: dict[tuple[object, ...], int] = {}
+
+    def train(self, mode: bool = True) -> Guard:
+        """Leave the wrapped model's mode alone, whatever is asked: a guard only infers."""
+        return self
+
+    def forward(self, images: Tensor, *, maps: bool = False) -> Verdict:
+        """Judge a batch of requests.
+
+        Args:
+            images: Floating-point pixels in [0, 1], [B, C, H, W].
+            maps: Whether the verdict shall hold relevance and variance maps.
+
+        Returns:
+            The verdict, on the model's device.
+
+        Raises:
+            NotCalibratedError: There is no calibration.
+            InputError: The images break the contract.
+            CalibrationMismatchError: The images have another size than the calibrated.
+            TrainingModeError: The model was put in train mode.
+            LrpGuardError: The guard failed, under ``fail_closed``.
+        """
+        calibration = self._calibrated()
+        check_eval(self.model)
+        images = check_images(images)
+        calibration.check_shape(images)
+        images = to_model(images, self.model)
+        logits = clean_logits(self.model, images)
+        try:
+            return self._judge(images, logits, calibration, maps)
+        except Exception as error:
+            if self.on_failure == "fail_closed":
+                raise
+            _log.exception("the guard failed; %d request(s) go unguarded", len(images))
+            return _unguarded(logits, f"{type(error).__name__}: {error}")
+
+    def evidence(self, images: Tensor) -> Evidence:
+        """Return what the noisy copies of each image show; needs no calibration.
+
+        Args:
+            images: Floating-point pixels in [0, 1], [B, C, H, W].
+
+        Raises:
+            InputError: The images break the contract.
+            ModelError: The model cannot be explained.
+        """
+        check_eval(self.model)
+        images = to_model(check_images(images), self.model)
+        return self._smooth(images, clean_logits(self.model, images))
+
+    def calibrate(
+        self,
+        images: Iterable[Tensor | tuple[Tensor, ...] | list[Tensor]],
+        *,
+        alpha: float = 0.05,
+        detector: str = "combined",
+        checkpoint: str | Path | None = None,
+        progress: bool = False,
+    ) -> Calibration:
+        """Learn what clean requests look like, and use it from now on.
+
+        Args:
+            images: Batches of clean images in [0, 1], [B, C, H, W], all of one size, such as a
+                DataLoader gives; of a tuple (images, labels) the first is taken. They must be
+                like the requests to come, and must not have trained the model.
+            alpha: Share of clean requests that may be flagged.
+            detector: ``"combined"`` (needs fit images: half are set aside), or ``"paper"``.
+            checkpoint: JSONL file that keeps the scores as they are made: an interrupted
+                calibration started again with the same file goes on where it stopped.
+            progress: Show a progress bar on standard error.
+
+        Returns:
+            The calibration; ``.save(path)`` writes it.
+
+        Raises:
+            CalibrationSizeError: Too few images for alpha, or for the detector's fit.
+            CalibrationMismatchError: The checkpoint belongs to another run.
+            NonFiniteScoreError: A score is NaN or infinite.
+            InputError: Images break the contract or differ in size.
+        """
+        check_eval(self.model)
+        self.calibration = calibrate(
+            images,
+            evidence=self.evidence,
+            plan=Plan(
+                alpha=alpha,
+                detector=detector,
+                smoothing=self.smoothing,
+                key=self._key,
+                fingerprint=model_fingerprint(self.model),
+                precision=model_precision(self.model),
+            ),
+            checkpoint=None if checkpoint is None else Path(checkpoint),
+            progress=progress,
+        )
+        return self.calibration
+
+    def as_classifier(self) -> GuardedClassifier:
+        """Return a drop-in ``nn.Module`` from images to logits [B, K], restored where flagged."""
+        return GuardedClassifier(self)
+
+    def _calibrated(self) -> Calibration:
+        if self.calibration is None:
+            raise NotCalibratedError(
+                "the guard has no calibration, so it cannot say what is unusual. Call "
+                "guard.calibrate(clean_batches, alpha=0.05), or pass calibration='file'."
+            )
+        return self.calibration
+
+    def _smooth(self, images: Tensor, logits: Tensor) -> Evidence:
+        return smooth(
+            self.model,
+            images,
+            logits,
+            logits.argmax(1),
+            smoothing=self.smoothing,
+            key=self._key,
+            chunk=self._chunk(images),
+        )
+
+    def _chunk(self, images: Tensor) -> int:
+        """Return the chunk size for this kind of image, measured at its first request."""
+        kind = (*images.shape[1:], images.dtype, str(images.device))
+        if kind not in self._chunks:
+            self._chunks[kind] = chunk_size(
+                self.model,
+                images,
+                composite=self.smoothing.composite,
+                memory_budget=self._memory_budget,
+            )
+        return self._chunks[kind]
+
+    def _judge(
+        self, images: Tensor, logits: Tensor, calibration: Calibration, maps: bool
+    ) -> Verdict:
+        """Score, flag and restore checked images."""
+        broken = (~torch.isfinite(logits)).any(1)
+        if bool(broken.any()):
+            raise ModelOutputError(
+                f"the model returned NaN or infinite logits for images {_rows(broken)} of the "
+                "batch; there is no prediction to guard."
+            )
+        evidence = self._smooth(images, logits)
+        scores = score_matrix(evidence, calibration.detector.score_names)
+        anomaly = calibration.detector.anomaly(scores)
+        if not bool(torch.isfinite(anomaly).all()):
+            raise NonFiniteScoreError(
+                f"the scores of images {_rows(~torch.isfinite(anomaly))} of the batch are NaN or "
+                "infinite: the model overflows on noisy copies of them."
+            )
+        p_value = calibration.p_values(anomaly)
+        verdict = _verdict(evidence, anomaly, p_value, p_value <= calibration.alpha)
+        if maps:
+            verdict = replace(
+                verdict,
+                relevance=evidence.relevance_mean,
+                relevance_variance=evidence.relevance_variance,
+                changed_pixels=torch.zeros_like(evidence.relevance_mean, dtype=torch.bool),
+            )
+        rows = verdict.flagged.nonzero().flatten()
+        if self.whitening is None or len(rows) == 0:
+            return verdict
+        restoration = whiten(
+            self.model,
+            images[rows],
+            evidence.select(rows),
+            whitening=self.whitening,
+            smoothing=self.smoothing,
+            key=self._key,
+            chunk=self._chunk(images),
+        )
+        return _with_restoration(verdict, rows, restoration)
+
+
+class GuardedClassifier(nn.Module):
+    """A guard in the shape of the bare model: logits in place of a verdict.
+
+    Where a request is flagged and restored, its logits are those of the restored image. Where
+    no label was accepted the model's own logits stand, since logits cannot say "unknown":
+    use the guard itself where abstention matters.
+
+    Args:
+        guard: The guard.
+    """
+
+    def __init__(self, guard: Guard) -> None:
+        super().__init__()
+        self.guard = guard
+        self.training = False
+
+    def train(self, mode: bool = True) -> GuardedClassifier:
+        """Leave the wrapped model's mode alone, as :meth:`Guard.train` does."""
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits [B, K] for images [B, C, H, W] in [0, 1]; raises as the guard does."""
+        verdict: Verdict = self.guard(images)
+        return verdict.restored_logits
+
+
+def _verdict(evidence: Evidence, anomaly: Tensor, p_value: Tensor, flagged: Tensor) -> Verdict:
+    """Return the verdict before any restoration."""
+    device = evidence.logits.device
+    own = evidence.logits.float().softmax(1).gather(1, evidence.label[:, None]).squeeze(1)
+    status: list[Status] = ["flagged" if flag else "clean" for flag in flagged.tolist()]
+    return Verdict(
+        label=evidence.label,
+        logits=evidence.logits,
+        p_value=p_value.to(device),
+        score=anomaly.to(device),
+        flagged=flagged.to(device),
+        restored_label=evidence.label,
+        restored_confidence=own,
+        restored_logits=evidence.logits,
+        status=tuple(status),
+    )
+
+
+def _with_restoration(verdict: Verdict, rows: Tensor, restoration: Restoration) -> Verdict:
+    """Enter the restoration of the flagged rows into the verdict."""
+    known = restoration.label != UNKNOWN
+    status: list[Status] = list(verdict.status)
+    for row, is_known in zip(rows.tolist(), known.tolist(), strict=True):
+        status[row] = "restored" if is_known else "unknown"
+    changed = verdict.changed_pixels
+    return replace(
+        verdict,
+        restored_label=verdict.restored_label.index_copy(0, rows, restoration.label),
+        restored_confidence=verdict.restored_confidence.index_copy(0, rows, restoration.confidence),
+        restored_logits=verdict.restored_logits.index_copy(
+            0, rows[known], restoration.logits[known]
+        ),
+        status=tuple(status),
+        changed_pixels=None
+        if changed is None
+        else changed.index_copy(0, rows, restoration.changed_pixels),
+    )
+
+
+def _unguarded(logits: Tensor, failure: str) -> Verdict:
+    """Return the bare model's answer, marked."""
+    batch = len(logits)
+    unguarded: Status = "unguarded"
+    label = logits.argmax(1)
+    nothing = torch.full((batch,), torch.nan, dtype=torch.float64, device=logits.device)
+    return Verdict(
+        label=label,
+        logits=logits,
+        p_value=nothing,
+        score=nothing,
+        flagged=torch.zeros(batch, dtype=torch.bool, device=logits.device),
+        restored_label=label,
+        restored_confidence=logits.float().softmax(1).gather(1, label[:, None]).squeeze(1),
+        restored_logits=logits,
+        status=tuple(unguarded for _ in range(batch)),
+        failure=failure,
+    )
+
+
+def _rows(mask: Tensor) -> list[int]:
+    """Return the first few rows where the mask holds, for an error message."""
+    return mask.nonzero().flatten()[:8].tolist()

@@ -1,0 +1,81 @@
+"""What the guard answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+Status = Literal["clean", "flagged", "restored", "unknown", "unguarded"]
+"""Outcome of one request.
+
+``clean``: not flagged. ``flagged``: flagged, no restoration wanted. ``restored``: flagged,
+and another label was found. ``unknown``: flagged, and no other label was found.
+``unguarded``: the guard failed and the policy is to fail open; the answer is the bare model's.
+"""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The guard's answer for a batch.
+
+    Attributes:
+        label: The model's own prediction [B].
+        logits: The model's own logits [B, K].
+        p_value: Conformal p-value; small is suspicious; NaN where unguarded [B].
+        score: Anomaly score; NaN where unguarded [B].
+        flagged: Whether ``p_value <= alpha`` [B].
+        restored_label: Label to use: the restored one where found, -1 where unknown, the
+            model's own elsewhere [B].
+        restored_confidence: Softmax probability of ``restored_label``; 0 where unknown [B].
+        restored_logits: Logits behind ``restored_label``; the model's own where nothing was
+            restored [B, K].
+        status: Outcome of each request.
+        relevance: Mean relevance map, where maps were asked for [B, H, W].
+        relevance_variance: Variance map, where maps were asked for [B, H, W].
+        changed_pixels: Pixels changed by the restoration, where maps were asked for [B, H, W].
+        failure: Why the guard failed, where requests are unguarded.
+    """
+
+    label: Tensor
+    logits: Tensor
+    p_value: Tensor
+    score: Tensor
+    flagged: Tensor
+    restored_label: Tensor
+    restored_confidence: Tensor
+    restored_logits: Tensor
+    status: tuple[Status, ...]
+    relevance: Tensor | None = None
+    relevance_variance: Tensor | None = None
+    changed_pixels: Tensor | None = None
+    failure: str | None = None
+
+    def __len__(self) -> int:
+        """Return the number of requests B."""
+        return len(self.status)
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Return one JSON-ready record a request, without logits and maps.
+
+        A p-value or score that does not exist (unguarded) is None.
+        """
+        return [
+            {
+                "label": int(self.label[i]),
+                "confidence": float(self.logits[i].double().softmax(0)[self.label[i]]),
+                "p_value": _number(self.p_value[i]),
+                "score": _number(self.score[i]),
+                "flagged": bool(self.flagged[i]),
+                "restored_label": int(self.restored_label[i]),
+                "restored_confidence": _number(self.restored_confidence[i]),
+                "status": status,
+            }
+            for i, status in enumerate(self.status)
+        ]
+
+
+def _number(value: Tensor) -> float | None:
+    number = float(value)
+    return number if number == number else None
