@@ -1,0 +1,114 @@
+"""Timing methods against each other on a machine that does other things, too."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lrpguard.version import __version__
+
+Method = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Time of a method over that of another one, in the same repeats.
+
+    Attributes:
+        seconds: Median over the repeats of the method's time.
+        ratio: Median over the repeats of its time over the other's in the same repeat.
+        low: Lower end of the 95 % bootstrap interval of that median.
+        high: Upper end.
+        repeats: How many repeats.
+    """
+
+    seconds: float
+    ratio: float
+    low: float
+    high: float
+    repeats: int
+
+
+def clock(device: str) -> float:
+    """Return CPU seconds of the process for "cpu", else wall seconds once the GPU is idle."""
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def take_turns(
+    methods: Mapping[str, Method], repeats: int, *, device: str
+) -> dict[str, list[float]]:
+    """Time each method once a repeat, after a warm-up, in turned order every other time.
+
+    So whatever else the machine does falls on all methods alike.
+
+    Args:
+        methods: What to time, by name.
+        repeats: How often, >= 1.
+        device: Where it runs; says which clock, see :func:`clock`.
+
+    Returns:
+        Seconds of each repeat, by name.
+    """
+    times: dict[str, list[float]] = {name: [] for name in methods}
+    for repeat in range(-1, repeats):
+        names = list(methods)[:: 1 if repeat % 2 else -1]
+        for name in names:
+            started = clock(device)
+            methods[name]()
+            if repeat >= 0:
+                times[name].append(clock(device) - started)
+    return times
+
+
+def paired_ratio(seconds: Sequence[float], reference: Sequence[float]) -> Ratio:
+    """Return how many times the reference's time a method takes.
+
+    Args:
+        seconds: Times of the method, one a repeat.
+        reference: Times of the reference in the same repeats.
+    """
+    ratios = np.array(seconds) / np.array(reference)
+    draws = np.random.default_rng(0).choice(ratios, (2000, len(ratios)))
+    low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
+    median = float(np.median(ratios))
+    return Ratio(float(np.median(seconds)), median, float(low), float(high), len(ratios))
+
+
+def peak_memory(device: str) -> int:
+    """Return the most bytes that this process, or for a GPU its allocator, has held so far."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Describe the machine, without its name."""
+    info = Path("/proc/cpuinfo")
+    names = [
+        text.split(":", 1)[1].strip()
+        for text in (info.read_text() if info.exists() else "").splitlines()
+        if text.startswith("model name")
+    ]
+    return {
+        "cpu": names[0] if names else platform.processor() or platform.machine(),
+        "cores": len(names) or None,
+        "gpu": None if device == "cpu" else torch.cuda.get_device_name(),
+        "threads": torch.get_num_threads(),
+        "clock": "CPU time of the process" if device == "cpu" else "wall time, synchronised",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lrpguard": __version__,
+    }
