@@ -349,6 +349,7 @@ def test_page_prints_the_papers_row_beside_the_cards(model: DigitsNet, tmp_path:
     assert "| 54.5 % (48.4-60.6), 138/253 | 66.7 % (20.8-93.9), 2/3 |" in page
     assert "| 31.9 % (24.7-40.1), 44/138 | 50.0 % (9.5-90.5), 1/2 |" in page
     assert "    python run.py\n" in page
+    assert "images above it is not distinguishable from that of clean ones" in page
     assert "| not stated | 20.0 % (3.6-62.4), 1/5 |" in page
 
 

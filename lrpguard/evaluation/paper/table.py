@@ -40,7 +40,8 @@ _CHOICES = """\
 
 - **Success.** "Leading to a misclassification" may or may not count images that were misclassified
   before. *Successful* here: correct before and wrong after. The looser count stands beside it. Both
-  rows show the paper's 253 of 300.
+  rows show the paper's 253 of 300. VGG16 is right on 71 % of the ImageNet validation set, about 214
+  of 300 images, so the paper's 253 are likely the looser count.
 - **Attack.** PGD in the maximum norm, random start, step 2.5 eps / 10, all 10 steps, away from the
   true label; its result and the clean images are rounded to 8 bits. The paper used Foolbox, whose
   versions of that time stop at the first image that changes the label. The cards *stop early* do
@@ -205,33 +206,35 @@ _ROWS: tuple[tuple[str, str, Callable[[Card], str]], ...] = (
 
 def _readings(cards: Sequence[Card]) -> list[str]:
     """Say of each card what its numbers allow to say."""
-    lines = ["## What these numbers say", ""]
+    lines = [
+        "## What these numbers say",
+        "",
+        "Differences count where the intervals do not overlap.",
+    ]
     for card in cards:
-        name = _title(card)
-        paper, conformal = card["paper"], card["conformal"]
-        at_paper = _compare(paper["detected_of_successful"], paper["false_positives"])
-        at_five = _compare(conformal["detected_of_successful"], conformal["false_positives"])
-        whitened = card["restoration"]
-        restored = _compare(
-            whitened["restored_of_detected"], whitened["control_restored_of_detected"]
-        )
-        lines.append(
-            f"- **{name}**: above the paper's threshold lie {at_paper} adversarial than clean "
-            f"images; above the conformal one, {at_five}. Whitening what varies most restores "
-            f"{restored} than random pixels do. (A difference counts where the 95 % intervals "
-            "do not overlap.)"
-        )
+        paper, conformal, whitened = card["paper"], card["conformal"], card["restoration"]
+        lines += [
+            "",
+            f"**{_title(card)}.** "
+            f"At the paper's threshold the share of adversarial images above it is "
+            f"{_compare(paper['detected_of_successful'], paper['false_positives'])} that of clean "
+            f"ones; at the conformal threshold it is "
+            f"{_compare(conformal['detected_of_successful'], conformal['false_positives'])} that "
+            f"of clean ones. The share that whitening by variance restores is "
+            f"{_compare(whitened['restored_of_detected'], whitened['control_restored_of_detected'])}"
+            f" that of random pixels.",
+        ]
     return lines
 
 
 def _compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
     if first["low"] is None or second["low"] is None:
-        return "not known to be more or less"
+        return "not comparable with"
     if first["low"] > second["high"]:
-        return "more"
+        return "above"
     if first["high"] < second["low"]:
-        return "fewer"
-    return "not demonstrably more or less"
+        return "below"
+    return "not distinguishable from"
 
 
 def _runs(cards: Sequence[Card]) -> str:
