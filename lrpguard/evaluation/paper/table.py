@@ -212,17 +212,20 @@ def _readings(cards: Sequence[Card]) -> list[str]:
         "Differences count where the intervals do not overlap.",
     ]
     for card in cards:
-        paper, conformal, whitened = card["paper"], card["conformal"], card["restoration"]
+        at_paper, at_conformal = (
+            _compare(found["detected_of_successful"], found["false_positives"])
+            for found in (card["paper"], card["conformal"])
+        )
+        whitened = card["restoration"]
+        restored = _compare(
+            whitened["restored_of_detected"], whitened["control_restored_of_detected"]
+        )
         lines += [
             "",
-            f"**{_title(card)}.** "
-            f"At the paper's threshold the share of adversarial images above it is "
-            f"{_compare(paper['detected_of_successful'], paper['false_positives'])} that of clean "
-            f"ones; at the conformal threshold it is "
-            f"{_compare(conformal['detected_of_successful'], conformal['false_positives'])} that "
-            f"of clean ones. The share that whitening by variance restores is "
-            f"{_compare(whitened['restored_of_detected'], whitened['control_restored_of_detected'])}"
-            f" that of random pixels.",
+            f"**{_title(card)}.** At the paper's threshold the share of adversarial images above "
+            f"it is {at_paper} that of clean ones; at the conformal threshold it is "
+            f"{at_conformal} that of clean ones. The share that whitening by variance restores is "
+            f"{restored} that of random pixels.",
         ]
     return lines
 
