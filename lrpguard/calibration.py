@@ -117,16 +117,24 @@ class Calibration:
         Raises:
             CalibrationMismatchError: Another precision, architecture or weights.
         """
-        if precision != self.precision:
-            raise CalibrationMismatchError(
-                f"the model runs in {precision}; the calibration was made in {self.precision}, "
-                "and scores depend on it. Calibrate again in this precision."
-            )
+        self.check_precision(precision)
         if fingerprint != self.fingerprint:
             raise CalibrationMismatchError(
                 f"the model's fingerprint is {fingerprint[:12]}…; the calibration was made for "
                 f"{self.fingerprint[:12]}…, another architecture, other weights or another "
                 "normalisation. Calibrate this model, or load the model that was calibrated."
+            )
+
+    def check_precision(self, precision: str) -> None:
+        """Refuse arithmetic other than the calibrated one.
+
+        Raises:
+            CalibrationMismatchError: Another precision.
+        """
+        if precision != self.precision:
+            raise CalibrationMismatchError(
+                f"the model runs in {precision}; the calibration was made in {self.precision}, "
+                "and scores depend on it. Calibrate again in this precision."
             )
 
     def check_shape(self, images: Tensor) -> None:

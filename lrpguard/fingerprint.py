@@ -19,7 +19,8 @@ def model_fingerprint(model: nn.Module) -> str:
     """
     state = hashlib.sha256()
     for name, module in model.named_modules():
-        kind = f"{type(module).__module__}.{type(module).__qualname__}"
+        # Not the Python module's name: a class moved from a script into a package is the same.
+        kind = type(module).__qualname__
         state.update(f"{name}\0{kind}\0{module.extra_repr()}\n".encode())
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, tensor in sorted(tensors.items()):
@@ -39,5 +40,12 @@ def model_precision(model: nn.Module) -> str:
     if reference is None:
         return "float32"
     name = str(reference.dtype).removeprefix("torch.")
-    uses_tf32 = reference.device.type == "cuda" and reference.dtype == torch.float32
-    return f"{name}+tf32" if uses_tf32 and torch.backends.cudnn.allow_tf32 else name
+    on_cuda = reference.device.type == "cuda"
+    return f"{name}+tf32" if on_cuda and name == "float32" and _convolves_in_tf32() else name
+
+
+def _convolves_in_tf32() -> bool:
+    convolution = getattr(torch.backends.cudnn, "conv", None)  # newer torch, a setting an operator
+    if convolution is None:
+        return torch.backends.cudnn.allow_tf32
+    return bool(convolution.fp32_precision == "tf32")

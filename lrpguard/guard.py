@@ -123,7 +123,8 @@ class Guard(nn.Module):
         Raises:
             NotCalibratedError: There is no calibration.
             InputError: The images break the contract.
-            CalibrationMismatchError: The images have another size than the calibrated.
+            CalibrationMismatchError: The images have another size, or the model another
+                precision, than the calibrated.
             TrainingModeError: The model was put in train mode.
             LrpGuardError: The guard failed, under ``fail_closed``.
         """
@@ -131,6 +132,7 @@ class Guard(nn.Module):
         check_eval(self.model)
         images = check_images(images)
         calibration.check_shape(images)
+        calibration.check_precision(model_precision(self.model))  # guard.half() after the fact
         images = to_model(images, self.model)
         logits = clean_logits(self.model, images)
         try:
