@@ -1,17 +1,41 @@
 """Relevance of one batch by layer-wise relevance propagation; knows nothing of guards or noise."""
 
-from lrpguard.lrp.composites import EPSILON, ZERO, Composite
+from lrpguard.lrp.composites import (
+    CMP,
+    COMPOSITES,
+    EPSILON,
+    EPSILON_ALPHA2_BETA1,
+    EPSILON_ALPHA2_BETA1_FLAT,
+    EPSILON_GAMMA_BOX,
+    EPSILON_PLUS,
+    ZERO,
+    Composite,
+    LayerRule,
+)
 from lrpguard.lrp.engine import Conservation, Relevance, conservation, relevance
-from lrpguard.lrp.rules import Epsilon, Rule, Zero
+from lrpguard.lrp.rules import AlphaBeta, Epsilon, Flat, Gamma, Rule, WSquare, ZBox, Zero, ZPlus
 
 __all__ = [
+    "CMP",
+    "COMPOSITES",
     "EPSILON",
+    "EPSILON_ALPHA2_BETA1",
+    "EPSILON_ALPHA2_BETA1_FLAT",
+    "EPSILON_GAMMA_BOX",
+    "EPSILON_PLUS",
     "ZERO",
+    "AlphaBeta",
     "Composite",
     "Conservation",
     "Epsilon",
+    "Flat",
+    "Gamma",
+    "LayerRule",
     "Relevance",
     "Rule",
+    "WSquare",
+    "ZBox",
+    "ZPlus",
     "Zero",
     "conservation",
     "relevance",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from lrpguard.errors import InputShapeError, ModelOutputError
 from lrpguard.inputs import NormalizedModel, stem_channels
 from lrpguard.lrp.composites import EPSILON, Composite
+from lrpguard.lrp.layers import resolved
 from lrpguard.lrp.ledger import Ledger
 from lrpguard.lrp.mode import LrpMode, reject_custom_functions
-from lrpguard.lrp.operators import mark
+from lrpguard.lrp.trace import Entry, Trace, put_trace
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,10 @@ def relevance(
     """
     network, x = network_input(model, images)
     with _graph():
-        leaf, logits = _forward(network, x, LrpMode(network, composite.rule))
-        start = _start(logits, target)
-        (gradient,) = torch.autograd.grad(logits, leaf, start)
-    return Relevance(logits.detach(), leaf.detach() * gradient)
+        run = _forward(model, network, x, LrpMode(network, composite))
+        start = _start(run.logits, target)
+        gradients = torch.autograd.grad(run.logits, run.leaves, start, allow_unused=True)
+    return Relevance(run.logits.detach(), run.at_input(gradients))
 
 
 def conservation(
@@ -115,15 +116,14 @@ def conservation(
     network, x = network_input(model, images)
     ledger = Ledger()
     with _graph():
-        leaf, logits = _forward(network, x, LrpMode(network, composite.rule, ledger))
-        start = _start(logits, target)
-        gradients = torch.autograd.grad(logits, [leaf, *ledger.biases], start, allow_unused=True)
-    at_input = gradients[0]
-    assert at_input is not None
+        run = _forward(model, network, x, LrpMode(network, composite, ledger))
+        start = _start(run.logits, target)
+        leaves = [*run.leaves, *ledger.biases]
+        gradients = torch.autograd.grad(run.logits, leaves, start, allow_unused=True)
     return Conservation(
-        logit=float((logits.detach() * start).sum()),
-        input=float((leaf.detach() * at_input).sum()),
-        bias=ledger.bias_relevance(gradients[1:]),
+        logit=float((run.logits.detach() * start).sum()),
+        input=float(run.at_input(gradients[:2]).sum()),
+        bias=ledger.bias_relevance(gradients[2:]),
         stabilizer=ledger.stabilizer_relevance(),
     )
 
@@ -154,8 +154,8 @@ def saved_bytes(model: nn.Module, images: Tensor, *, composite: Composite = EPSI
         return tensor
 
     with _graph(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        _, logits = _forward(network, x, LrpMode(network, composite.rule))
-        reject_custom_functions(network, logits)
+        run = _forward(model, network, x, LrpMode(network, composite))
+        reject_custom_functions(network, run.logits)
     return sum(storages.values()) + x.nbytes
 
 
@@ -179,10 +179,32 @@ def _graph() -> Iterator[None]:
         yield
 
 
-def _forward(network: nn.Module, x: Tensor, mode: LrpMode) -> tuple[Tensor, Tensor]:
-    """Run the network under the mode; return the input leaf and the checked logits."""
+@dataclass(frozen=True)
+class _Run:
+    """One forward pass: the logits and the leaves whose gradients are relevance."""
+
+    logits: Tensor
+    input: Tensor
+    direct: Tensor
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        return [self.input, self.direct]
+
+    def at_input(self, gradients: Sequence[Tensor | None]) -> Tensor:
+        """Return the relevance of the input [B, C, H, W] from the gradients of the leaves."""
+        c, direct = gradients
+        relevance = torch.zeros_like(self.input) if c is None else self.input.detach() * c
+        return relevance if direct is None else relevance + direct
+
+
+def _forward(model: nn.Module, network: nn.Module, x: Tensor, mode: LrpMode) -> _Run:
+    """Run the network under the mode and check its logits."""
     leaf = x.detach().clone().requires_grad_()
-    entry = mark(leaf.clone())  # a model may work on its input in place; a leaf forbids that
+    direct = torch.zeros_like(leaf).requires_grad_()
+    low, high = _pixel_bounds(model, leaf)
+    entry = leaf.clone()  # a model may work on its input in place; a leaf forbids that
+    put_trace(entry, Trace(raw=True, entry=Entry(direct, low, high)))
     with mode:
         # A compiled call would bypass the mode; _call_impl is the eager one, hooks included.
         compiled = network._compiled_call_impl is not None
@@ -191,12 +213,21 @@ def _forward(network: nn.Module, x: Tensor, mode: LrpMode) -> tuple[Tensor, Tens
             logits = check_logits(call(entry), len(x))
         except RuntimeError as error:
             raise explain_shape_error(error, network, x) from error
+    logits = resolved(logits)
     if not logits.requires_grad:
         raise ModelOutputError(
             "the logits do not depend on the input in a differentiable way, so there is no "
             "relevance to propagate. Does the model's forward run under torch.no_grad()?"
         )
-    return leaf, logits
+    return _Run(logits, leaf, direct)
+
+
+def _pixel_bounds(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the lowest and highest pixel at the network's input, each [1, C, 1, 1]."""
+    low = x.detach().new_zeros(1, x.shape[1], 1, 1)
+    if isinstance(model, NormalizedModel):
+        return model.normalize(low), model.normalize(low + 1)
+    return low, low + 1
 
 
 def explain_shape_error(error: RuntimeError, model: nn.Module, images: Tensor) -> Exception:

@@ -30,10 +30,14 @@ class Ledger:
 
         def hook(c: Tensor) -> Tensor:
             scaled = c * factor
-            self._stabilizers.append(((c - scaled) * z).sum())
+            self.absorb(((c - scaled) * z).sum())
             return scaled
 
         return hook
+
+    def absorb(self, relevance: Tensor) -> None:
+        """Book relevance that a stabilizer has absorbed."""
+        self._stabilizers.append(relevance)
 
     @property
     def biases(self) -> list[Tensor]:

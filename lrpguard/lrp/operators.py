@@ -15,17 +15,18 @@ are ``relu``; ``Tensor.__iadd__`` and ``torch.add`` are ``add``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from lrpguard.lrp.ledger import Ledger
-from lrpguard.lrp.rules import Rule
+from lrpguard.lrp import activations, layers
+from lrpguard.lrp.calls import Call, constant
+from lrpguard.lrp.layers import constant_unless_carrying
+from lrpguard.lrp.rules import RefusalError
+from lrpguard.lrp.trace import carries
 
 RESHAPING = frozenset(
     "T mT alias atleast_3d broadcast_to cat channel_shuffle chunk clone concat concatenate "
@@ -48,111 +49,41 @@ SUMMING = frozenset(
     "upsample_nearest".split()
 )
 TRANSPARENT = RESHAPING | PIECEWISE | SUMMING
+PRODUCTS = frozenset(("matmul", "mm", "bmm"))
+DROPOUT = frozenset(
+    "dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout "
+    "feature_dropout".split()
+)
+IDENTITY_RULE = frozenset("celu elu gelu hardswish mish selu silu tanh".split())
+GATE_MAKING = frozenset("hardsigmoid norm pow sigmoid softmax square std var vector_norm".split())
+GATE_TAKING = PRODUCTS | frozenset("div divide einsum mul multiply true_divide".split())
+"""Operators in which an activation may meet a gate."""
+OWN_TRACE = (
+    PRODUCTS
+    | GATE_MAKING
+    | frozenset(
+        "addmm batch_norm conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d "
+        "einsum linear multi_head_attention_forward scaled_dot_product_attention".split()
+    )
+)
+"""Operators whose handler says itself what its result carries."""
+RECTIFYING = frozenset(("relu", "relu6", "hardtanh"))
+SIGN_KEEPING = TRANSPARENT - {"interpolate", "upsample", "neg", "negative"} | frozenset(
+    "add dropout dropout2d pad max".split()
+)
+"""Operators whose result is nonnegative where all they take is."""
+
+CONSTANT_MAKING = frozenset(
+    "empty_like full_like new_empty new_full new_ones new_tensor new_zeros ones_like "
+    "zeros_like".split()
+)
+"""Operators that read no more than a tensor's shape and type."""
 
 ESCAPES = frozenset(
     "item tolist numpy detach data grad __array__ __complex__ __dlpack__ __float__ __index__ "
     "__int__ __set__ __setitem__".split()
 )
 """Operators through which a value would leave the relevance path unseen."""
-
-_CARRIES = "_lrpguard_carries"
-_STABILIZER = "_lrpguard_stabilizer"
-
-
-class RefusalError(Exception):
-    """Raised by a handler; the mode adds the operator's and the module's name."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of an operator under the mode."""
-
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    rule: Rule
-    ledger: Ledger | None
-
-    def run(self) -> Any:
-        """Run the operator as it was called."""
-        return self.function(*self.args, **self.kwargs)
-
-    def argument(self, position: int, name: str, default: Any = None) -> Any:
-        """Return an argument given by position or by name."""
-        if len(self.args) > position:
-            return self.args[position]
-        return self.kwargs.get(name, default)
-
-
-_DUNDERS = {
-    "__add__": "add",
-    "__div__": "div",
-    "__getitem__": "getitem",
-    "__iadd__": "add",
-    "__idiv__": "div",
-    "__imul__": "mul",
-    "__isub__": "sub",
-    "__itruediv__": "div",
-    "__matmul__": "matmul",
-    "__mul__": "mul",
-    "__neg__": "neg",
-    "__pos__": "positive",
-    "__radd__": "add",
-    "__rmatmul__": "matmul",
-    "__rmul__": "mul",
-    "__rsub__": "rsub",
-    "__sub__": "sub",
-    "__truediv__": "div",
-}
-
-
-def plain_name(function: Callable[..., Any]) -> str:
-    """Return the operator's name without its in-place, arithmetic or reflected spelling."""
-    name = getattr(function, "__name__", type(function).__name__)
-    if name == "__get__":  # a property such as Tensor.T or Tensor.shape
-        return str(getattr(getattr(function, "__self__", None), "__name__", name))
-    if name.startswith("__"):
-        return _DUNDERS.get(name, name)
-    return name.rstrip("_").removeprefix("_")
-
-
-def carries(value: Any) -> bool:
-    """Say whether a value depends on the input whose relevance is sought."""
-    return isinstance(value, Tensor) and getattr(value, _CARRIES, False)
-
-
-def mark(value: Any) -> Any:
-    """Mark every differentiable tensor in an operator's result as carrying relevance."""
-    for tensor in tensors(value):
-        if tensor.requires_grad:
-            setattr(tensor, _CARRIES, True)
-    return value
-
-
-def tensors(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in nested tuples, lists and dicts."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors(item)
-
-
-def constant(value: Any) -> Any:
-    """Return a weight cut off from the graph, so that no weight gradient is prepared."""
-    if not isinstance(value, Tensor):
-        return value
-    return value.clone() if value.is_inference() else value.detach()
-
-
-def _require_constant(value: Any, what: str) -> None:
-    if carries(value):
-        raise RefusalError(
-            f"its {what} depends on the input, so it is a product of two activations."
-        )
 
 
 def _transparent(call: Call) -> Any:
@@ -163,107 +94,6 @@ def _dropout(call: Call) -> Any:
     if call.argument(2, "training", default=True) and call.argument(1, "p", 0.5) > 0:
         raise RefusalError("dropout is active; put the model in eval mode.")
     return call.run()
-
-
-def _weighted(call: Call) -> Tensor:
-    """Convolutions and dense layers: ``function(input, weight, bias=None, ...)``."""
-    weight, bias = call.argument(1, "weight"), call.argument(2, "bias")
-    _require_constant(weight, "weight")
-    _require_constant(bias, "bias")
-    if bias is not None:
-        bias = call.ledger.leaf(bias) if call.ledger else constant(bias)
-    source = call.argument(0, "input")
-    rest = {k: v for k, v in call.kwargs.items() if k not in ("input", "weight", "bias")}
-    z: Tensor = call.function(source, constant(weight), bias, *call.args[3:], **rest)
-    return _attach(call, z)
-
-
-def _matmul(call: Call) -> Tensor:
-    """A product with one constant factor: a dense layer without bias."""
-    left, right = call.args[0], call.argument(1, "other", call.argument(1, "mat2"))
-    if carries(left) and carries(right):
-        _require_constant(right, "second factor")
-    left, right = (v if carries(v) else constant(v) for v in (left, right))
-    return _attach(call, call.function(left, right))
-
-
-def _addmm(call: Call) -> Tensor:
-    """``addmm(bias, left, right)``: a dense layer written by hand."""
-    bias, left, right = call.args
-    _require_constant(bias, "bias")
-    if call.kwargs:
-        raise RefusalError(
-            f"the arguments {sorted(call.kwargs)} have no rule; use torch.nn.Linear."
-        )
-    if carries(left) and carries(right):
-        _require_constant(right, "second factor")
-    bias = call.ledger.leaf(bias) if call.ledger else constant(bias)
-    left, right = (v if carries(v) else constant(v) for v in (left, right))
-    return _attach(call, call.function(bias, left, right))
-
-
-def _batch_norm(call: Call) -> Tensor:
-    """Batch normalisation by running statistics: a scale and a shift a channel.
-
-    Right after a convolution the two are one affine layer, so the convolution's own
-    stabilizer is taken back and the rule applies to their joint output, as if the batch
-    normalisation had been merged into the convolution.
-    """
-    x: Tensor = call.argument(0, "input")
-    mean, variance = call.argument(1, "running_mean"), call.argument(2, "running_var")
-    weight, bias = call.argument(3, "weight"), call.argument(4, "bias")
-    if call.argument(5, "training", default=False) or mean is None or variance is None:
-        raise RefusalError(
-            "it normalises by the statistics of the batch, so one image's relevance would depend "
-            "on the others; put the model in eval mode and track running statistics."
-        )
-    eps = float(call.argument(7, "eps", 1e-5))
-    stabilizer = getattr(x, _STABILIZER, None)
-    if stabilizer is not None:
-        stabilizer.remove()
-    mean, variance, weight, bias = (constant(v) for v in (mean, variance, weight, bias))
-    scale = torch.rsqrt(variance + eps) if weight is None else weight * torch.rsqrt(variance + eps)
-    shape = (1, -1) + (1,) * (x.ndim - 2)
-    if call.ledger:
-        shift = -mean * scale if bias is None else bias - mean * scale
-        return _attach(call, x * scale.view(shape) + call.ledger.leaf(shift).view(shape))
-    z: Tensor = _BatchNorm.apply(x, mean, variance, weight, bias, eps, scale.view(shape))
-    return _attach(call, z)
-
-
-class _BatchNorm(torch.autograd.Function):
-    """The library's forward, and a backward that needs the scale alone, not the input."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        mean: Tensor,
-        variance: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        eps: float,
-        scale: Tensor,
-    ) -> Tensor:
-        ctx.save_for_backward(scale)
-        return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (scale,) = ctx.saved_tensors
-        scaled = (gradients[0] * scale).to(gradients[0].dtype)
-        return scaled, None, None, None, None, None, None
-
-
-OWN_FUNCTIONS = ("_BatchNormBackward",)
-"""Names of the autograd nodes that this file makes."""
-
-
-def _attach(call: Call, z: Tensor) -> Tensor:
-    handle = call.rule.attach(z, call.ledger)
-    if handle is not None:
-        setattr(z, _STABILIZER, handle)
-    return z
 
 
 def _sum_of_two(call: Call) -> Any:
@@ -277,8 +107,8 @@ def _sum_of_two(call: Call) -> Any:
             continue
         if call.ledger:
             other: Tensor = terms[1 - i]
-            leaf = torch.as_tensor(term, dtype=other.dtype, device=other.device)
-            terms[i] = call.ledger.leaf(leaf)
+            term = torch.as_tensor(term, dtype=other.dtype, device=other.device)
+            terms[i] = call.ledger.leaf(term)
         else:
             terms[i] = constant(term)
     return call.function(*terms, *call.args[2:], **kwargs)
@@ -299,7 +129,8 @@ def _quotient(call: Call) -> Any:
     left, right = call.args[0], call.argument(1, "other")
     if call.kwargs.get("rounding_mode") is not None:
         raise RefusalError("a rounded quotient has no gradient.")
-    _require_constant(right, "divisor")
+    if carries(right):
+        raise RefusalError("its divisor depends on the input; lrpguard has no rule for that yet.")
     return call.function(left, constant(right))
 
 
@@ -317,36 +148,61 @@ def _maximum_over(call: Call) -> Any:
     return call.run()
 
 
-def _rectifier_with_cap(call: Call) -> Tensor:
-    """ReLU6 and hardtanh from 0: the identity rule, ``c * f(z) / z``, with 0 / 0 = 0."""
-    x: Tensor = call.argument(0, "input")
-    low, high = 0.0, 6.0
-    if plain_name(call.function) == "hardtanh":
-        low, high = call.argument(1, "min_val", -1.0), call.argument(2, "max_val", 1.0)
-    if low != 0 or high <= 0:
-        raise RefusalError(f"it clips to [{low}, {high}]; only clipping to [0, c] has a rule.")
-    with torch.no_grad():
-        kept = x.clamp(low, high)
-        ratio = torch.where(kept > 0, kept / x, 0)
-    in_place = plain_name(call.function) != getattr(call.function, "__name__", "") or call.argument(
-        3 if plain_name(call.function) == "hardtanh" else 1, "inplace", default=False
+def _joined(call: Call) -> Any:
+    """Concatenation: a constant part (a class token) absorbs relevance as a bias does."""
+    if call.ledger is None:
+        return call.run()
+    parts = [p if carries(p) else call.ledger.leaf(p) for p in call.argument(0, "tensors")]
+    rest = {k: v for k, v in call.kwargs.items() if k != "tensors"}
+    return call.function(parts, *call.args[1:], **rest)
+
+
+def _addcmul(call: Call) -> Any:
+    """``addcmul(shift, a, b)``: a scale and a shift, one of a and b constant."""
+    shift, left, right = (
+        call.argument(i, n) for i, n in enumerate(("input", "tensor1", "tensor2"))
     )
-    return x.mul_(ratio) if in_place else x * ratio
+    if carries(left) and carries(right):
+        raise RefusalError("both factors depend on the input; lrpguard has no rule for that yet.")
+    scaled = constant_unless_carrying(left) * constant_unless_carrying(right)
+    scaled = scaled * call.kwargs.get("value", 1)
+    return scaled + (shift if carries(shift) else call.booked(constant(shift)))
+
+
+def _einsum(call: Call) -> Any:
+    """A sum of products: linear in one activation, a gate where there are two."""
+    operands = [v for a in call.args for v in (a if isinstance(a, (list, tuple)) else [a])]
+    if sum(carries(v) for v in operands) > 1:
+        return activations.gate(call)
+    return call.function(*(constant_unless_carrying(v) for v in operands))
 
 
 HANDLERS: Mapping[str, Callable[[Call], Any]] = MappingProxyType(
     dict.fromkeys(TRANSPARENT, _transparent)
-    | dict.fromkeys(("conv1d", "conv2d", "conv3d", "linear"), _weighted)
-    | dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _weighted)
-    | dict.fromkeys(("matmul", "mm"), _matmul)
+    | dict.fromkeys(("conv1d", "conv2d", "conv3d", "linear"), layers.weighted)
+    | dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), layers.weighted)
+    | dict.fromkeys(PRODUCTS, layers.product)
+    | dict.fromkeys(("cat", "concat", "concatenate", "stack"), _joined)
     | dict.fromkeys(("add", "sub", "subtract", "rsub"), _sum_of_two)
     | dict.fromkeys(("mul", "multiply"), _product)
     | dict.fromkeys(("div", "divide", "true_divide"), _quotient)
-    | dict.fromkeys(("hardtanh", "relu6"), _rectifier_with_cap)
-    | dict.fromkeys(
-        ("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_dropout"),
-        _dropout,
-    )
-    | {"addmm": _addmm, "batch_norm": _batch_norm, "max": _maximum_over, "pad": _pad}
+    | dict.fromkeys(("hardtanh", "relu6", "clamp", "clip"), activations.clipped)
+    | dict.fromkeys(IDENTITY_RULE, activations.identity_rule)
+    | dict.fromkeys(GATE_MAKING, activations.gate)
+    | dict.fromkeys(DROPOUT, _dropout)
+    | {
+        "addcmul": _addcmul,
+        "addmm": layers.addmm,
+        "batch_norm": layers.batch_norm,
+        "einsum": _einsum,
+        "group_norm": activations.group_norm,
+        "layer_norm": activations.layer_norm,
+        "max": _maximum_over,
+        "multi_head_attention_forward": activations.multi_head_attention,
+        "normalize": activations.normalize,
+        "pad": _pad,
+        "rms_norm": activations.rms_norm,
+        "scaled_dot_product_attention": activations.scaled_dot_product_attention,
+    }
 )
 """The handler of every operator with a rule, by plain name."""

@@ -1,23 +1,25 @@
 """One small class a rule: how an affine operator passes relevance back.
 
 The engine propagates ``c`` with relevance ``R = a * c`` for an activation ``a``, so a
-rule is a change to the gradient of the operator, never a second pass through the layer.
+rule is a change to the gradient of the operator. Epsilon and zero change nothing but the
+incoming ``c``; the others send the relevance through modified weights.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 
 import torch
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
 from lrpguard.errors import ConfigurationError
+from lrpguard.lrp.affine import Affine, detour
 from lrpguard.lrp.ledger import Ledger
+from lrpguard.lrp.trace import Entry, is_nonnegative, trace_of
 
 NEGLIGIBLE = 0.01
 """Epsilon below this share of a dtype's machine epsilon is not applied.
@@ -28,24 +30,49 @@ the relevance map by 1.5e-7, below the rounding of the pass itself (2.6e-7).
 """
 
 
-class Rule(ABC):
+class RefusalError(Exception):
+    """Raised where a rule cannot be applied; the mode adds the operator's and module's name."""
+
+
+class Rule:
     """How the output ``z`` (bias included) of an affine operator receives relevance."""
 
+
+class GradientRule(Rule, ABC):
+    """A rule that needs no other weights than the layer's own."""
+
     @abstractmethod
-    def attach(self, z: Tensor, ledger: Ledger | None) -> RemovableHandle | None:
+    def attach(self, z: Tensor, ledger: Ledger | None) -> None:
         """Make the gradient that reaches ``z`` follow this rule.
 
         Args:
             z: Output of the operator, part of the autograd graph.
             ledger: Where absorbed relevance is booked, if anyone asked.
+        """
 
-        Returns:
-            A handle that takes the change back, None where the plain gradient is the rule.
+
+class WeightRule(Rule, ABC):
+    """A rule that sends relevance through modified weights."""
+
+    @abstractmethod
+    def propagate(
+        self, layer: Affine, z: Tensor, ledger: Ledger | None, *, before_relu: bool
+    ) -> Tensor:
+        """Return ``z`` with a graph that passes relevance by this rule.
+
+        Args:
+            layer: The operator and its input.
+            z: Its output, without graph.
+            ledger: Where absorbed relevance is booked, if anyone asked.
+            before_relu: Only a ReLU takes ``z``, so nothing reaches its negative values.
+
+        Raises:
+            RefusalError: The rule does not apply to this layer.
         """
 
 
 @dataclass(frozen=True)
-class Zero(Rule):
+class Zero(GradientRule):
     """LRP-0: ``R_i = sum_j a_i w_ij / z_j R_j``, the plain gradient times the input.
 
     Source: Bach et al. 2015; Raulf et al. 2021, equation (1).
@@ -56,7 +83,7 @@ class Zero(Rule):
 
 
 @dataclass(frozen=True)
-class Epsilon(Rule):
+class Epsilon(GradientRule):
     """LRP-epsilon: the denominator becomes ``z + epsilon * sign(z)``, with sign(0) = +1.
 
     With ``R = a * c`` this is one factor ``|z| / (|z| + epsilon)`` on the incoming ``c``.
@@ -73,27 +100,241 @@ class Epsilon(Rule):
     epsilon: float = 1e-9
 
     def __post_init__(self) -> None:
-        if not 0 <= self.epsilon < float("inf"):
-            raise ConfigurationError(
-                f"epsilon is {self.epsilon}; the stabilizer must be finite and >= 0."
-            )
+        _check_finite("epsilon", self.epsilon)
 
-    def attach(self, z: Tensor, ledger: Ledger | None) -> RemovableHandle | None:
+    def attach(self, z: Tensor, ledger: Ledger | None) -> None:
         """Scale the gradient that reaches ``z`` by ``|z| / (|z| + epsilon)``."""
         if self.epsilon <= NEGLIGIBLE * torch.finfo(z.dtype).eps:
-            return None
+            return
         with torch.no_grad():
             magnitude = z.abs()
             factor = magnitude / (magnitude + self.epsilon)
         # The hook keeps its own tensors: an in-place ReLU may overwrite z afterwards.
-        hook = ledger.booking_hook(z.detach().clone(), factor) if ledger else partial(_mul, factor)
-        handle: RemovableHandle = z.register_hook(hook)
-        return handle
+        z.register_hook(
+            ledger.booking_hook(z.detach().clone(), factor) if ledger else partial(_mul, factor)
+        )
+
+
+@dataclass(frozen=True)
+class AlphaBeta(WeightRule):
+    """LRP-alpha-beta: positive contributions weigh alpha, negative ones beta.
+
+    ``R_i = sum_j (alpha (a_i w_ij)+ / z_j+ - beta (a_i w_ij)- / z_j-) R_j`` with ``z+`` and ``z-``
+    the sums of the positive and negative contributions, bias included.
+
+    Args:
+        alpha: Weight of the positive contributions, >= 1.
+        beta: Weight of the negative contributions; ``alpha - beta`` must be 1.
+        stabilizer: Keeps the two sums off zero.
+
+    Raises:
+        ConfigurationError: ``alpha - beta`` is not 1, or a value is negative.
+
+    Source: Bach et al. 2015, equation (60).
+    """
+
+    alpha: float = 2.0
+    beta: float = 1.0
+    stabilizer: float = 1e-9
+
+    def __post_init__(self) -> None:
+        _check_finite("beta", self.beta)
+        _check_finite("stabilizer", self.stabilizer)
+        if abs(self.alpha - self.beta - 1) > 1e-12:
+            raise ConfigurationError(
+                f"alpha is {self.alpha} and beta {self.beta}; alpha - beta must be 1, or "
+                "relevance is not conserved."
+            )
+
+    def propagate(
+        self, layer: Affine, z: Tensor, ledger: Ledger | None, *, before_relu: bool
+    ) -> Tensor:
+        """Send alpha through the positive and -beta through the negative contributions."""
+        positive, negative = _parts(layer.weight)
+        bias_up, bias_down = _bias_parts(layer.bias)
+        sums = [_signed_sum(layer, positive, negative, bias_up, ledger)]
+        shares: list[Tensor | float] = [self.alpha]
+        if self.beta:
+            sums.append(_signed_sum(layer, negative, positive, bias_down, ledger))
+            shares.append(-self.beta)
+        return detour(z, sums, shares, self.stabilizer, ledger)
+
+
+@dataclass(frozen=True)
+class ZPlus(AlphaBeta):
+    """LRP-z-plus: positive contributions alone, alpha-beta with alpha = 1 and beta = 0.
+
+    Source: Montavon et al. 2017; general form for inputs of either sign, ``x+ w+ + x- w-``.
+    """
+
+    alpha: float = 1.0
+    beta: float = 0.0
+
+
+@dataclass(frozen=True)
+class Gamma(WeightRule):
+    """LRP-gamma: contributions of the output's own sign are enhanced by ``1 + gamma``.
+
+    Args:
+        gamma: Enhancement, finite and >= 0. Large values approach z-plus.
+        stabilizer: Keeps the enhanced sums off zero.
+
+    Raises:
+        ConfigurationError: A value is negative or not finite.
+
+    Source: Montavon et al. 2019; the general form for inputs of either sign is that of
+    Andéol et al. 2021.
+    """
+
+    gamma: float = 0.25
+    stabilizer: float = 1e-9
+
+    def __post_init__(self) -> None:
+        _check_finite("gamma", self.gamma)
+        _check_finite("stabilizer", self.stabilizer)
+
+    def propagate(
+        self, layer: Affine, z: Tensor, ledger: Ledger | None, *, before_relu: bool
+    ) -> Tensor:
+        """Send positive outputs through enhanced positive contributions, negative likewise."""
+        raised = self._enhanced(layer.weight, torch.Tensor.clamp_min)
+        lowered = self._enhanced(layer.weight, torch.Tensor.clamp_max)
+        bias = layer.bias
+        bias_raised = None if bias is None else self._enhanced(bias, torch.Tensor.clamp_min)
+        sums = [_signed_sum(layer, raised, lowered, bias_raised, ledger)]
+        shares: list[Tensor | float] = [(z > 0).to(z.dtype)]
+        if not before_relu:
+            bias_lowered = None if bias is None else self._enhanced(bias, torch.Tensor.clamp_max)
+            sums.append(_signed_sum(layer, lowered, raised, bias_lowered, ledger))
+            shares.append((z < 0).to(z.dtype))
+        return detour(z, sums, shares, self.stabilizer, ledger)
+
+    def _enhanced(self, values: Tensor, part: Callable[[Tensor, float], Tensor]) -> Tensor:
+        return values + self.gamma * part(values, 0.0)
+
+
+@dataclass(frozen=True)
+class Flat(WeightRule):
+    """LRP-flat, for the first layer: relevance spreads evenly over the receptive field.
+
+    Args:
+        stabilizer: Keeps the sums off zero.
+
+    Source: Lapuschkin et al. 2019.
+    """
+
+    stabilizer: float = 1e-9
+
+    def propagate(
+        self, layer: Affine, z: Tensor, ledger: Ledger | None, *, before_relu: bool
+    ) -> Tensor:
+        """Send relevance through weights of one, straight to the input."""
+        entry = _entry(layer, "flat")
+        total = layer.function(1 + entry.direct, torch.ones_like(layer.weight), None)
+        return detour(z, [total], [1.0], self.stabilizer, ledger)
+
+
+@dataclass(frozen=True)
+class WSquare(WeightRule):
+    """LRP-w-square, for the first layer: relevance in proportion to the squared weights.
+
+    Args:
+        stabilizer: Keeps the sums off zero.
+
+    Source: Montavon et al. 2017.
+    """
+
+    stabilizer: float = 1e-9
+
+    def propagate(
+        self, layer: Affine, z: Tensor, ledger: Ledger | None, *, before_relu: bool
+    ) -> Tensor:
+        """Send relevance through the squared weights, straight to the input."""
+        entry = _entry(layer, "w-square")
+        bias = None if layer.bias is None else layer.bias**2
+        total = layer.function(1 + entry.direct, layer.weight**2, _booked(bias, ledger))
+        return detour(z, [total], [1.0], self.stabilizer, ledger)
+
+
+@dataclass(frozen=True)
+class ZBox(WeightRule):
+    """LRP-z-box, for the first layer: pixels that lie between a lowest and a highest value.
+
+    The bounds are those of pixels in [0, 1], carried through a known normalisation.
+
+    Args:
+        stabilizer: Keeps the sums off zero.
+
+    Source: Montavon et al. 2017 (z^B rule).
+    """
+
+    stabilizer: float = 1e-9
+
+    def propagate(
+        self, layer: Affine, z: Tensor, ledger: Ledger | None, *, before_relu: bool
+    ) -> Tensor:
+        """Send relevance through ``x w - low w+ - high w-``, straight to the input."""
+        entry = _entry(layer, "z-box")
+        up, down = _parts(layer.weight)
+        bias_up, bias_down = _bias_parts(layer.bias)
+        scale = 1 + entry.direct
+        total = (
+            layer.function(layer.x.detach() * scale, layer.weight, _booked(layer.bias, ledger))
+            - layer.function(entry.low * scale, up, _booked(bias_up, ledger))
+            - layer.function(entry.high * scale, down, _booked(bias_down, ledger))
+        )
+        return detour(z, [total], [1.0], self.stabilizer, ledger)
+
+
+RULES: Mapping[str, type[Rule]] = MappingProxyType(
+    {rule.__name__: rule for rule in (Zero, Epsilon, Gamma, AlphaBeta, ZPlus, Flat, WSquare, ZBox)}
+)
+"""Every rule, by the name a calibration file gives it."""
 
 
 def _mul(factor: Tensor, c: Tensor) -> Tensor:
     return c * factor
 
 
-RULES: Mapping[str, type[Rule]] = MappingProxyType({"Zero": Zero, "Epsilon": Epsilon})
-"""Every rule, by the name a calibration file gives it."""
+def _check_finite(name: str, value: float) -> None:
+    if not 0 <= value < float("inf"):
+        raise ConfigurationError(f"{name} is {value}; it must be finite and >= 0.")
+
+
+def _parts(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the positive and the negative part."""
+    return values.clamp(min=0), values.clamp(max=0)
+
+
+def _bias_parts(bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if bias is None else _parts(bias)
+
+
+def _booked(bias: Tensor | None, ledger: Ledger | None) -> Tensor | None:
+    return ledger.leaf(bias) if ledger is not None and bias is not None else bias
+
+
+def _signed_sum(
+    layer: Affine,
+    for_positive: Tensor,
+    for_negative: Tensor,
+    bias: Tensor | None,
+    ledger: Ledger | None,
+) -> Tensor:
+    """Return ``x+ for_positive + x- for_negative + bias``."""
+    bias = _booked(bias, ledger)
+    if is_nonnegative(layer.x):
+        return layer.function(layer.x, for_positive, bias)
+    return layer.function(layer.x.clamp(min=0), for_positive, bias) + layer.function(
+        layer.x.clamp(max=0), for_negative, None
+    )
+
+
+def _entry(layer: Affine, rule: str) -> Entry:
+    trace = trace_of(layer.x)
+    if trace is None or trace.entry is None:
+        raise RefusalError(
+            f"the {rule} rule is for a first layer that takes the network's input itself; "
+            "this one takes something computed from it."
+        )
+    return trace.entry

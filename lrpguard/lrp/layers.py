@@ -1,0 +1,242 @@
+"""Affine operators: convolutions, dense layers, matrix products, batch normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lrpguard.lrp.affine import Affine, Kind
+from lrpguard.lrp.calls import Call, constant, plain_name, require_constant
+from lrpguard.lrp.ledger import Ledger
+from lrpguard.lrp.rules import GradientRule, RefusalError, Rule, WeightRule
+from lrpguard.lrp.trace import Trace, carries, is_gate, is_raw, put_gate, put_trace, trace_of
+
+
+def weighted(call: Call) -> Tensor:
+    """Convolutions and dense layers: ``function(input, weight, bias=None, ...)``."""
+    x, weight, bias = (
+        call.argument(0, "input"),
+        call.argument(1, "weight"),
+        call.argument(2, "bias"),
+    )
+    require_constant(weight, "weight")
+    require_constant(bias, "bias")
+    rest = {k: v for k, v in call.kwargs.items() if k not in ("input", "weight", "bias")}
+    function, more = call.function, call.args[3:]
+    name = plain_name(function)
+    return affine(
+        call,
+        lambda x, weight, bias: function(x, weight, bias, *more, **rest),
+        x,
+        weight,
+        bias,
+        kind="dense" if name == "linear" else "convolution",
+        output_dim=_output_dim(call) if name.startswith("conv_transpose") else 0,
+    )
+
+
+def _output_dim(call: Call) -> int | None:
+    """Return where a transposed convolution's weight has its output channels."""
+    return 1 if call.argument(6, "groups", 1) == 1 else None
+
+
+def product(call: Call) -> Any:
+    """A matrix product: a dense layer where one factor is constant.
+
+    An activation times a gate (attention weights times values) passes relevance to the
+    activation. Two activations (queries times keys) give a gate.
+    """
+    left, right = call.args[0], call.argument(1, "other", call.argument(1, "mat2"))
+    if carries(left) and carries(right):
+        return put_gate(call.function(left.detach(), right.detach()), plain_name(call.function))
+    function = call.function
+    if is_gate(left) or is_gate(right):
+        return _plain(function(constant_unless_carrying(left), constant_unless_carrying(right)))
+    if carries(left):
+        return affine(call, lambda x, w, b: _plus(function(x, w), b), left, right, None)
+    return affine(call, lambda x, w, b: _plus(function(w, x), b), right, left, None)
+
+
+def constant_unless_carrying(value: Any) -> Any:
+    """Return an activation as it is, and anything else cut off from the graph."""
+    return value if carries(value) else constant(value)
+
+
+def _plain(result: Tensor) -> Tensor:
+    return put_trace(result, Trace())
+
+
+def addmm(call: Call) -> Tensor:
+    """``addmm(bias, left, right)``: a dense layer written by hand."""
+    bias, left, right = call.args
+    require_constant(bias, "bias")
+    if call.kwargs:
+        raise RefusalError(f"{sorted(call.kwargs)} have no rule; use torch.nn.Linear.")
+    if carries(left) and carries(right):
+        require_constant(right, "second factor")
+    if carries(left):
+        return affine(call, lambda x, w, b: _plus(x @ w, b), left, right, bias)
+    return affine(call, lambda x, w, b: _plus(w @ x, b), right, left, bias)
+
+
+def _plus(product: Tensor, bias: Tensor | None) -> Tensor:
+    return product if bias is None else product + bias
+
+
+def affine(
+    call: Call,
+    function: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    kind: Kind = "dense",
+    output_dim: int | None = None,
+) -> Tensor:
+    """Run an affine operator; its rule is applied when its output is asked for."""
+    name = call.names.get(id(weight), "")
+    layer = Affine(function, x, constant(weight), constant(bias), kind, name, is_raw(x), output_dim)
+    rule = call.composite.rule_for(kind, name, first=layer.first)
+    if isinstance(rule, GradientRule):
+        shift = layer.bias
+        if call.ledger and shift is not None:
+            shift = call.ledger.leaf(shift)
+        z = function(x, layer.weight, shift)
+    else:
+        with torch.no_grad():
+            z = function(x, layer.weight, layer.bias)
+    return put_trace(z, Trace(pending=PendingRule(rule, layer, z, call.ledger)))
+
+
+@dataclass
+class PendingRule:
+    """The rule of an affine operator, until it is known what takes the operator's output.
+
+    Attributes:
+        rule: The rule.
+        layer: The operator.
+        z: Its output; with graph for a rule that needs no modified weights.
+        ledger: The books, if they are kept.
+    """
+
+    rule: Rule
+    layer: Affine
+    z: Tensor
+    ledger: Ledger | None
+    _resolved: Tensor | None = None
+    _resolved_version: int = -1
+    _only_relu: bool = False
+
+    def resolve(self, *, before_relu: bool) -> Tensor:
+        """Return the output with the rule applied; the same tensor to every taker."""
+        known = self._resolved
+        if known is not None:
+            changed = known._version != self._resolved_version
+            if changed or before_relu or not self._only_relu:
+                return known
+        self._resolved = resolved = self._apply(before_relu)
+        self._resolved_version, self._only_relu = resolved._version, before_relu
+        return resolved
+
+    def _apply(self, before_relu: bool) -> Tensor:
+        if isinstance(self.rule, WeightRule):
+            z = self.rule.propagate(self.layer, self.z, self.ledger, before_relu=before_relu)
+            return put_trace(z, Trace())
+        assert isinstance(self.rule, GradientRule)
+        if self._resolved is None:
+            self.rule.attach(self.z, self.ledger)
+            put_trace(self.z, Trace())
+        return self.z
+
+
+def resolved(value: Any, *, before_relu: bool = False) -> Any:
+    """Return a tensor with its pending rule applied; anything else as it is."""
+    trace = trace_of(value)
+    if trace is None or trace.pending is None:
+        return value
+    return trace.pending.resolve(before_relu=before_relu)
+
+
+def batch_norm(call: Call) -> Tensor:
+    """Batch normalisation by running statistics: a scale and a shift a channel.
+
+    Right after a convolution the two are one affine layer, and the convolution's rule
+    applies to their joint output, as if the normalisation had been merged into it.
+    """
+    x: Tensor = call.argument(0, "input")
+    mean, variance = call.argument(1, "running_mean"), call.argument(2, "running_var")
+    weight, bias = call.argument(3, "weight"), call.argument(4, "bias")
+    if call.argument(5, "training", default=False) or mean is None or variance is None:
+        raise RefusalError(
+            "it normalises by the statistics of the batch, so one image's relevance would depend "
+            "on the others; put the model in eval mode and track running statistics."
+        )
+    eps = float(call.argument(7, "eps", 1e-5))
+    name = call.names.get(id(weight), "")
+    mean, variance, weight, bias = (constant(v) for v in (mean, variance, weight, bias))
+    scale = torch.rsqrt(variance + eps) if weight is None else weight * torch.rsqrt(variance + eps)
+    shift = -mean * scale if bias is None else bias - mean * scale
+    run = partial(
+        F.batch_norm, running_mean=mean, running_var=variance, weight=weight, bias=bias, eps=eps
+    )
+    before = _pending_rule(x)
+    if before is not None and isinstance(before.rule, WeightRule):
+        merged = before.layer.merged(scale, shift)
+        if merged is not None:
+            with torch.no_grad():
+                z = run(before.z)
+            return put_trace(z, Trace(pending=PendingRule(before.rule, merged, z, call.ledger)))
+    if before is not None and isinstance(before.rule, GradientRule):
+        source, rule = before.z, cast(Rule, before.rule)
+    else:
+        source = resolved(x)
+        rule = call.composite.rule_for("normalization", name, first=is_raw(x))
+    shape = (1, -1) + (1,) * (x.ndim - 2)
+    layer = Affine(
+        lambda x, w, b: _plus(x * w, b),
+        source,
+        scale.view(shape),
+        shift.view(shape),
+        "normalization",
+        name,
+        is_raw(x),
+        None,
+    )
+    if isinstance(rule, WeightRule):
+        with torch.no_grad():
+            z = run(source)
+    elif call.ledger:
+        z = source * layer.weight + call.ledger.leaf(shift.view(shape))
+    else:
+        z = _BatchNorm.apply(source, run, layer.weight)
+    return put_trace(z, Trace(pending=PendingRule(rule, layer, z, call.ledger)))
+
+
+def _pending_rule(x: Tensor) -> PendingRule | None:
+    trace = trace_of(x)
+    pending = trace.pending if trace is not None else None
+    return pending if isinstance(pending, PendingRule) else None
+
+
+class _BatchNorm(torch.autograd.Function):
+    """The library's forward, and a backward that needs the scale alone, not the input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, run: Callable[[Tensor], Tensor], scale: Tensor) -> Tensor:
+        ctx.save_for_backward(scale)
+        return run(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (scale,) = ctx.saved_tensors
+        return (gradients[0] * scale).to(gradients[0].dtype), None, None
+
+
+OWN_FUNCTIONS = ("_BatchNormBackward", "_DetourBackward")
+"""Names of the autograd nodes that the engine makes."""
