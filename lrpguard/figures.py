@@ -1,0 +1,233 @@
+"""Figures of relevance maps, from arrays alone. Needs the ``plots`` extra."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lrpguard.errors import ConfigurationError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
+
+SIGNED_MAP = "RdBu_r"
+"""Diverging colours of signed relevance, red for and blue against: safe for colour-blind eyes."""
+
+UNSIGNED_MAP = "viridis"
+"""Sequential colours of a variance, from 0: safe for colour-blind eyes."""
+
+MARK_COLOR = "#D55E00"
+"""Vermilion, which stands out on black, grey and white."""
+
+CLIPPED_SHARE = 0.005
+"""Share of the pixels at the ends of a map that may saturate, so that a few do not hide the rest.
+
+The colour bar is pointed where they do. On small maps it comes to no pixel.
+"""
+
+DPI = 100
+RELEVANCE_SIZE = (11.0, 3.9)
+"""Width and height of :func:`relevance_figure` in inches."""
+
+_ROW_HEIGHT = 2.05
+_DEMO_WIDTH = 11.0
+_CAPTION = 9
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class DemoPanels:
+    """One row of :func:`demo_figure`: a digit from clean to restored.
+
+    Attributes:
+        clean: Clean image [C, H, W] in [0, 1].
+        adversarial: Attacked image [C, H, W] in [0, 1].
+        relevance: Mean relevance map of the attacked image [H, W].
+        variance: Its variance map [H, W].
+        restored: Image after the restoration [C, H, W] in [0, 1]; None where there was none.
+        whitened: Pixels that the restoration turned white, bool [H, W].
+        clean_caption: What stands under the clean image.
+        adversarial_caption: What stands under the attacked image.
+        restored_caption: What stands under the restored image, or in its place.
+    """
+
+    clean: Array
+    adversarial: Array
+    relevance: Array
+    variance: Array
+    restored: Array | None
+    whitened: Array
+    clean_caption: str
+    adversarial_caption: str
+    restored_caption: str
+
+
+def require_matplotlib() -> None:
+    """Refuse early where matplotlib is missing.
+
+    Raises:
+        MissingDependencyError: It is not installed.
+    """
+    try:
+        importlib.import_module("matplotlib.figure")
+    except ImportError as error:
+        raise MissingDependencyError(
+            "figures need matplotlib, which is not installed: pip install 'lrpguard[plots]'."
+        ) from error
+
+
+def relevance_figure(image: Array, mean: Array, variance: Array, *, title: str) -> Figure:
+    """Draw an image beside the mean and the variance of its relevance.
+
+    Args:
+        image: Pixels [C, H, W] in [0, 1], grey (C = 1) or RGB (C = 3).
+        mean: Mean relevance of each pixel, signed, in units of the logit [H, W].
+        variance: Variance of it over the noisy copies, in units of the logit squared [H, W].
+        title: What stands above.
+
+    Returns:
+        A figure of ``RELEVANCE_SIZE`` at ``DPI``, which holds no global state.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+        ConfigurationError: An array has another shape.
+    """
+    figure = _figure(RELEVANCE_SIZE)
+    figure.suptitle(title, fontsize=12)
+    axes = figure.subplots(1, 3)
+    show_image(axes[0], image)
+    axes[0].set_title("image", fontsize=10)
+    _with_bar(figure, axes[1], show_signed(axes[1], mean), mean)
+    axes[1].set_title("relevance, mean (red for, blue against)", fontsize=10)
+    _with_bar(figure, axes[2], show_unsigned(axes[2], variance), variance)
+    axes[2].set_title("relevance, variance under noise", fontsize=10)
+    return figure
+
+
+def demo_figure(rows: Sequence[DemoPanels], *, title: str) -> Figure:
+    """Draw digits, one a row: clean, adversarial, relevance mean and variance, restored.
+
+    Args:
+        rows: What each row shows, at least one.
+        title: What stands above.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+        ConfigurationError: There is no row, or an array has another shape.
+    """
+    if not rows:
+        raise ConfigurationError("there is no row to draw; give at least one.")
+    figure = _figure((_DEMO_WIDTH, 0.9 + _ROW_HEIGHT * len(rows)))
+    figure.suptitle(title, fontsize=12)
+    grid = figure.subplots(len(rows), 5, squeeze=False)
+    heads = (
+        "clean",
+        "adversarial",
+        "relevance, mean\nred for, blue against",
+        "relevance, variance\nunder noise",
+        "restored\n(x: turned white)",
+    )
+    for axes, head in zip(grid[0], heads, strict=True):
+        axes.set_title(head, fontsize=10)
+    for axes, row in zip(grid, rows, strict=True):
+        show_image(axes[0], row.clean)
+        axes[0].set_xlabel(row.clean_caption, fontsize=_CAPTION)
+        show_image(axes[1], row.adversarial)
+        axes[1].set_xlabel(row.adversarial_caption, fontsize=_CAPTION)
+        _with_bar(figure, axes[2], show_signed(axes[2], row.relevance), row.relevance)
+        _with_bar(figure, axes[3], show_unsigned(axes[3], row.variance), row.variance)
+        if row.restored is None:
+            axes[4].set(xticks=[], yticks=[])
+            axes[4].set_axis_off()
+            axes[4].text(0.5, 0.5, row.restored_caption, ha="center", va="center", fontsize=10)
+        else:
+            show_image(axes[4], row.restored)
+            y, x = np.nonzero(row.whitened)
+            axes[4].scatter(x, y, marker="x", s=22, color=MARK_COLOR)
+            axes[4].set_xlabel(row.restored_caption, fontsize=_CAPTION)
+    return figure
+
+
+def show_image(axes: Axes, image: Array) -> AxesImage:
+    """Show pixels [C, H, W] in [0, 1], black to white or in colour.
+
+    Raises:
+        ConfigurationError: C is neither 1 nor 3.
+    """
+    image = np.asarray(image)
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise ConfigurationError(
+            f"an image has shape {list(image.shape)}; a figure takes [C, H, W], C = 1 or 3."
+        )
+    axes.set(xticks=[], yticks=[])
+    if image.shape[0] == 1:
+        return axes.imshow(image[0], cmap="gray", vmin=0, vmax=1)
+    return axes.imshow(image.transpose(1, 2, 0), vmin=0, vmax=1)
+
+
+def show_signed(axes: Axes, values: Array, *, colors: str = SIGNED_MAP) -> AxesImage:
+    """Show a signed map [H, W] in diverging colours, symmetric about 0."""
+    limit = _limit(np.abs(_map(values)))
+    axes.set(xticks=[], yticks=[])
+    return axes.imshow(values, cmap=colors, vmin=-limit, vmax=limit)
+
+
+def show_unsigned(axes: Axes, values: Array, *, colors: str = UNSIGNED_MAP) -> AxesImage:
+    """Show a map [H, W] of values >= 0 in sequential colours, from 0."""
+    axes.set(xticks=[], yticks=[])
+    return axes.imshow(values, cmap=colors, vmin=0, vmax=_limit(_map(values)))
+
+
+def save_png(figure: Figure, path: str | Path) -> None:
+    """Write a figure as a PNG of its own size.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    figure.savefig(path, format="png", dpi=DPI)
+
+
+def _figure(size: tuple[float, float]) -> Figure:
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _with_bar(figure: Figure, axes: Axes, shown: AxesImage, values: Array) -> None:
+    """Put a colour bar beside a map, pointed at the ends beyond which values were clipped."""
+    low, high = shown.get_clim()
+    below, above = bool(np.min(values) < low), bool(np.max(values) > high)
+    extend = ("neither", "max", "min", "both")[2 * below + above]
+    bar = figure.colorbar(shown, ax=axes, extend=extend, fraction=0.046, pad=0.04)
+    bar.ax.tick_params(labelsize=8)
+    bar.ax.locator_params(nbins=4)
+    bar.ax.ticklabel_format(scilimits=(-2, 3))
+    bar.ax.yaxis.get_offset_text().set_fontsize(8)
+
+
+def _map(values: Array) -> Array:
+    values = np.asarray(values)
+    if values.ndim != 2:
+        raise ConfigurationError(
+            f"a map has shape {list(values.shape)}; a figure takes one of shape [H, W]."
+        )
+    return values
+
+
+def _limit(magnitudes: Array) -> float:
+    """Return the end of the colour scale: at most ``CLIPPED_SHARE`` of the pixels lie beyond."""
+    limit = float(np.quantile(magnitudes, 1 - CLIPPED_SHARE, method="higher"))
+    return limit or float(magnitudes.max()) or 1.0

@@ -1,0 +1,165 @@
+"""Figures drawn from arrays: their scales, their sizes, and what they refuse."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib import pyplot, rcParams
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from lrpguard.errors import ConfigurationError, MissingDependencyError
+from lrpguard.figures import (
+    DPI,
+    MARK_COLOR,
+    RELEVANCE_SIZE,
+    SIGNED_MAP,
+    UNSIGNED_MAP,
+    DemoPanels,
+    demo_figure,
+    relevance_figure,
+    require_matplotlib,
+    save_png,
+    show_image,
+    show_signed,
+    show_unsigned,
+)
+
+GENERATOR = np.random.default_rng(0)
+
+
+def panels(*, restored: bool = True) -> DemoPanels:
+    image = GENERATOR.random((1, 8, 8))
+    whitened = np.zeros((8, 8), dtype=bool)
+    whitened[2, 5] = whitened[7, 0] = True
+    return DemoPanels(
+        clean=image,
+        adversarial=1 - image,
+        relevance=GENERATOR.normal(size=(8, 8)),
+        variance=GENERATOR.random((8, 8)),
+        restored=image / 2 if restored else None,
+        whitened=whitened,
+        clean_caption="clean caption",
+        adversarial_caption="adversarial caption",
+        restored_caption="restored caption",
+    )
+
+
+def a_fresh_axes() -> Axes:
+    return Figure().subplots()
+
+
+def test_signed_maps_are_symmetric_about_zero() -> None:
+    axes = relevance_figure(
+        np.zeros((1, 2, 2)), np.array([[1.0, -3.0], [0.0, 2.0]]), np.ones((2, 2)), title="t"
+    ).axes[1]
+    (shown,) = axes.images
+    assert shown.get_clim() == (-3.0, 3.0)
+    assert shown.get_cmap().name == SIGNED_MAP
+    middle = np.array(shown.get_cmap()(0.5)[:3])
+    assert middle.min() > 0.95  # zero is white
+
+
+def test_variances_begin_at_zero() -> None:
+    axes = a_fresh_axes()
+    shown = show_unsigned(axes, np.array([[4.0, 2.0], [3.0, 1.0]]))
+    assert shown.get_clim() == (0.0, 4.0)
+    assert shown.get_cmap().name == UNSIGNED_MAP
+
+
+def test_a_few_extreme_pixels_do_not_hide_the_rest() -> None:
+    values = np.linspace(-0.5, 1, 100 * 100).reshape(100, 100)
+    values[0, :10] = 1000
+    shown = show_signed(a_fresh_axes(), values)
+    assert 0.9 < shown.get_clim()[1] <= 1.0
+    figure = relevance_figure(np.zeros((1, 100, 100)), values, np.ones((100, 100)), title="t")
+    bars = [axes.images[0].colorbar for axes in figure.axes[1:3]]
+    assert [bar.extend for bar in bars if bar] == ["max", "neither"]
+
+
+def test_a_map_of_zeros_has_a_scale() -> None:
+    assert show_signed(a_fresh_axes(), np.zeros((3, 3))).get_clim() == (-1.0, 1.0)
+    assert show_unsigned(a_fresh_axes(), np.zeros((3, 3))).get_clim() == (0.0, 1.0)
+
+
+def test_images_are_shown_in_their_own_scale() -> None:
+    dim = show_image(a_fresh_axes(), np.full((1, 2, 2), 0.25))
+    assert dim.get_clim() == (0.0, 1.0)
+    colour = show_image(a_fresh_axes(), np.ones((3, 2, 4)))
+    shown = colour.get_array()
+    assert shown is not None
+    assert shown.shape == (2, 4, 3)
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (2, 4, 4), (1, 1, 4, 4)])
+def test_an_array_that_is_no_image_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigurationError, match=r"a figure takes \[C, H, W\]"):
+        show_image(a_fresh_axes(), np.zeros(shape))
+
+
+def test_an_array_that_is_no_map_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"a figure takes one of shape \[H, W\]"):
+        show_signed(a_fresh_axes(), np.zeros((1, 2, 2)))
+
+
+def test_a_picture_has_the_size_it_says(tmp_path: Path) -> None:
+    figure = relevance_figure(
+        np.zeros((3, 9, 4)), np.ones((9, 4)), np.ones((9, 4)), title="a title" * 3
+    )
+    save_png(figure, tmp_path / "picture.png")
+    with Image.open(tmp_path / "picture.png") as picture:
+        assert picture.size == tuple(round(DPI * side) for side in RELEVANCE_SIZE)
+
+
+def test_the_demo_picture_marks_what_was_whitened() -> None:
+    figure = demo_figure([panels(), panels(restored=False)], title="both")
+    grid = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
+    assert len(grid) == 10
+    (marks,) = grid[4].collections
+    assert sorted(map(tuple, np.asarray(marks.get_offsets()).tolist())) == [(0, 7), (5, 2)]
+    assert not grid[9].images
+    assert [text.get_text() for text in grid[9].texts] == ["restored caption"]
+    assert grid[0].get_xlabel() == "clean caption"
+
+
+def test_nothing_of_the_demo_picture_overlaps_or_is_cut_off() -> None:
+    figure = demo_figure([panels(), panels(restored=False)], title="A title of usual length")
+    figure.draw_without_rendering()
+    boxes = [axes.get_tightbbox() for axes in figure.axes]
+    found = [box for box in boxes if box is not None]
+    assert len(found) == len(figure.axes)
+    for i, box in enumerate(found):
+        assert box.x0 >= 0
+        assert box.y0 >= 0
+        assert box.x1 <= figure.bbox.x1
+        assert box.y1 <= figure.bbox.y1
+        for other in found[:i]:
+            wide = min(box.x1, other.x1) - max(box.x0, other.x0)
+            high = min(box.y1, other.y1) - max(box.y0, other.y0)
+            assert min(wide, high) <= 1.0  # of a pixel
+
+
+def test_a_picture_without_rows_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="no row to draw"):
+        demo_figure([], title="t")
+
+
+def test_the_mark_stands_out_on_black_grey_and_white() -> None:
+    red, green, blue = (int(MARK_COLOR[i : i + 2], 16) for i in (1, 3, 5))
+    assert max(red, green, blue) - min(red, green, blue) > 128
+
+
+def test_figures_leave_no_global_state() -> None:
+    before = pyplot.get_fignums(), dict(rcParams)
+    demo_figure([panels()], title="t")
+    assert (pyplot.get_fignums(), dict(rcParams)) == before
+
+
+def test_without_matplotlib_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'lrpguard\[plots\]'"):
+        require_matplotlib()
