@@ -1,0 +1,6 @@
+"""``python -m lrpguard``."""
+
+from lrpguard.cli import main
+
+if __name__ == "__main__":
+    main()

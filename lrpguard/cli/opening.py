@@ -1,0 +1,100 @@
+"""From the options to the model, the images and the guard's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lrpguard.cli.options import ModelOptions, NoiseOptions, image_size, numbers
+from lrpguard.errors import ConfigurationError
+from lrpguard.loading import ImageItem, ImageSource, LoadedModel, batches, load_model
+from lrpguard.smoothing import PAPER_N, PAPER_SIGMA, Smoothing
+
+
+@dataclass(frozen=True)
+class ImageBatches:
+    """The readable images of a source, in batches, as ``Guard.calibrate`` takes them.
+
+    Attributes:
+        source: The images.
+        batch_size: Most images of one batch.
+        on_broken: Called with each item that cannot be read.
+    """
+
+    source: ImageSource
+    batch_size: int
+    on_broken: Callable[[ImageItem], None]
+
+    def __len__(self) -> int:
+        """Return the number of batches where no image is broken and all have one size."""
+        return -(-len(self.source) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for _, images in batches(self.source, self.batch_size, on_broken=self.on_broken):
+            yield images
+
+
+def open_model(options: ModelOptions) -> LoadedModel:
+    """Load the model that the options name, on the device they name.
+
+    Raises:
+        LrpGuardError: See :func:`lrpguard.loading.load_model`.
+    """
+    return load_model(
+        options.spec,
+        weights=options.weights,
+        mean=numbers(options.mean, "--mean"),
+        std=numbers(options.std, "--std"),
+        image_size=image_size(options.image_size),
+        device=device(options.device),
+    )
+
+
+def device(name: str | None) -> torch.device:
+    """Return the device of that name, or by default a GPU if there is one.
+
+    Raises:
+        ConfigurationError: There is no such device.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"--device is {name!r}; expected cpu, cuda, or cuda:0 and so on."
+        ) from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError(
+            f"--device is {name!r}, but torch {torch.__version__} sees no GPU here. Leave it out, "
+            "or install a torch built for your GPU and its driver."
+        )
+    return found
+
+
+def smoothing(options: NoiseOptions) -> Smoothing:
+    """Return the noise the options ask for.
+
+    Raises:
+        ConfigurationError: A value is out of its range.
+    """
+    return Smoothing(
+        n=PAPER_N if options.n is None else options.n,
+        sigma=PAPER_SIGMA if options.sigma is None else options.sigma,
+        seed=options.seed,
+    )
+
+
+def class_name(loaded: LoadedModel, label: int) -> str | None:
+    """Return the name of a class, None where it is not known."""
+    names = loaded.class_names
+    return names[label] if names is not None and 0 <= label < len(names) else None
+
+
+def class_text(loaded: LoadedModel, label: int) -> str:
+    """Return a class for people: its number, and its name where that is known."""
+    name = class_name(loaded, label)
+    return str(label) if name is None else f"{label} {name}"

@@ -1,0 +1,253 @@
+"""Options that several commands share. Nothing here imports torch, so that --help is quick."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lrpguard.errors import ConfigurationError
+
+KEY_VARIABLE = "LRPGUARD_KEY"
+DEFAULT_BATCH_SIZE = 16
+
+PACKAGED_MODEL = "lrpguard.demo.digits:load_digits_model"
+"""Model of the demo, on which an installation is tried."""
+
+PACKAGED_SIZE = "8,8"
+
+
+class DetectorName(StrEnum):
+    """Detectors that can be calibrated."""
+
+    COMBINED = "combined"
+    PAPER = "paper"
+
+
+class FailurePolicy(StrEnum):
+    """What a guard does when it fails itself."""
+
+    CLOSED = "fail_closed"
+    OPEN = "fail_open"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model, and what it wants.
+
+    Attributes:
+        spec: As for :func:`lrpguard.loading.load_model`.
+        weights: Weights file.
+        mean: Mean of each channel, comma separated.
+        std: Standard deviation of each channel, comma separated.
+        image_size: Size to bring images to, ``"H,W"`` or one number for both.
+        device: Where to run it; None takes a GPU where there is one.
+    """
+
+    spec: str
+    weights: Path | None = None
+    mean: str | None = None
+    std: str | None = None
+    image_size: str | None = None
+    device: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseOptions:
+    """The noisy copies of each image.
+
+    Attributes:
+        n: How many; None takes the paper's.
+        sigma: Standard deviation of the noise on the [0, 1] pixel scale; None the paper's.
+        seed: Public seed.
+        key: Secret key in place of the seed.
+    """
+
+    n: int | None = None
+    sigma: float | None = None
+    seed: int = 0
+    key: bytes | None = None
+
+
+def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
+    """Return the numbers of a comma-separated option.
+
+    Raises:
+        ConfigurationError: It holds something else.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigurationError(
+            f"{option} is {text!r}; expected numbers with commas between them, one a channel: "
+            f"{option} 0.485,0.456,0.406"
+        ) from error
+
+
+def image_size(text: str | None) -> tuple[int, int] | None:
+    """Return (H, W) of ``"H,W"``, or of one number for both.
+
+    Raises:
+        ConfigurationError: It holds something else.
+    """
+    if text is None:
+        return None
+    try:
+        sides = [int(part) for part in text.split(",")]
+    except ValueError:
+        sides = []
+    if len(sides) not in (1, 2) or min(sides) < 1:
+        raise ConfigurationError(
+            f"--image-size is {text!r}; expected pixels, one number or height,width: "
+            "--image-size 224,224"
+        )
+    return sides[0], sides[-1]
+
+
+def secret_key(file: Path | None, environment: Mapping[str, str]) -> bytes | None:
+    """Return the secret noise key: the bytes of a file, else the environment's, else None.
+
+    Args:
+        file: Key file, which is taken byte by byte as it is.
+        environment: Where to look for ``LRPGUARD_KEY``, hexadecimal.
+
+    Raises:
+        ConfigurationError: The environment's key is not hexadecimal.
+    """
+    if file is not None:
+        return file.read_bytes()
+    text = environment.get(KEY_VARIABLE, "")
+    if not text:
+        return None
+    try:
+        return bytes.fromhex(text)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"the environment variable {KEY_VARIABLE} is not hexadecimal. Make one with: "
+            "openssl rand -hex 32"
+        ) from error
+
+
+def check_folder(out: Path | None) -> None:
+    """Refuse a file to be written whose folder is not there, before the work is done.
+
+    Raises:
+        ConfigurationError: There is no such folder.
+    """
+    if out is not None and not out.parent.is_dir():
+        raise ConfigurationError(
+            f"--out is {out}, but there is no folder {out.parent}. Make it first: "
+            f"mkdir -p {out.parent}"
+        )
+
+
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        metavar="SPEC",
+        help="torchvision:NAME[@WEIGHTS], timm:NAME or package.module:factory.",
+    ),
+]
+OptionalModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="SPEC",
+        help="torchvision:NAME[@WEIGHTS], timm:NAME or package.module:factory; "
+        "without it the packaged digits model.",
+    ),
+]
+WeightsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights",
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help="Weights file: .safetensors, .pth or .pt.",
+    ),
+]
+MeanOption = Annotated[
+    str | None,
+    typer.Option(
+        "--mean",
+        metavar="M,M,M",
+        help="Mean of each channel, where the model wants normalised input and its weights do "
+        "not say how.",
+    ),
+]
+StdOption = Annotated[
+    str | None,
+    typer.Option("--std", metavar="S,S,S", help="Standard deviation of each channel, with --mean."),
+]
+ImageSizeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--image-size",
+        metavar="H,W",
+        help="Resize and crop images to this size; by default to that of the weights.",
+    ),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--device", metavar="DEVICE", help="cpu, cuda or cuda:0; by default a GPU if there is one."
+    ),
+]
+DataOption = Annotated[
+    str,
+    typer.Option("--data", metavar="SPEC", help="Image folder, image file, quoted glob or .npz."),
+]
+OptionalDataOption = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="SPEC",
+        help="Images to try the model on: folder, file, quoted glob or .npz. By default noise.",
+    ),
+]
+BatchSizeOption = Annotated[
+    int, typer.Option("--batch-size", metavar="N", min=1, help="Images read and judged together.")
+]
+CopiesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--n", metavar="N", min=2, help="Noisy copies of each image.  [default: 50, the paper's]"
+    ),
+]
+SigmaOption = Annotated[
+    float | None,
+    typer.Option(
+        "--sigma",
+        metavar="SIGMA",
+        help="Standard deviation of the noise, on the [0, 1] pixel scale.  [default: 0.05, the "
+        "paper's]",
+    ),
+]
+SeedOption = Annotated[
+    int,
+    typer.Option(
+        "--seed", metavar="N", min=0, help="Public seed of the noise, where there is no key."
+    ),
+]
+KeyFileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--key-file",
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help="Secret key of the noise, 16 to 64 bytes (openssl rand -out FILE 32); also as "
+        f"hexadecimal in {KEY_VARIABLE}.",
+    ),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON, everything else to stderr.")
+]
