@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,8 @@ from lrpguard.errors import (
 
 PIXEL_TOLERANCE = 1e-6
 """Pixels outside [0, 1] by at most this much are rounding, and are clipped."""
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 MAX_PIXELS = 4096 * 4096
 """Largest H * W of one image that is accepted."""
@@ -51,16 +55,16 @@ class NormalizedModel(nn.Module):
             raise ConfigurationError(
                 f"mean has {len(mean)} and std {len(std)} values; give one of each a channel."
             )
-        if min(std) <= 0:
-            raise ConfigurationError(f"std is {tuple(std)}; each value must be positive.")
+        if not all(math.isfinite(value) for value in (*mean, *std)) or min(std) <= 0:
+            raise ConfigurationError(
+                f"mean is {tuple(mean)} and std {tuple(std)}; each value must be finite, and each "
+                "std positive."
+            )
         self.model = eager_module(model)
-        self.register_buffer("mean", torch.tensor(list(mean)).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(list(std)).view(1, -1, 1, 1))
-        reference = next(model.parameters(), None)
-        if reference is not None:
-            self.to(reference.device)
-            if reference.is_floating_point():
-                self.mean, self.std = self.mean.to(reference.dtype), self.std.to(reference.dtype)
+        reference = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+        like = partial(torch.tensor, device=reference.device, dtype=reference.dtype)
+        self.register_buffer("mean", like(list(mean)).view(1, -1, 1, 1))
+        self.register_buffer("std", like(list(std)).view(1, -1, 1, 1))
         self.training = model.training
 
     def normalize(self, images: Tensor) -> Tensor:
@@ -116,6 +120,7 @@ def check_images(images: object) -> Tensor:
             f"images have dtype {images.dtype}; lrpguard takes floating-point pixels in [0, 1]."
             f"{mend}"
         )
+    _check_computable(images)
     _check_shape(images)
     images = images.detach()
     low, high = (float(v) for v in torch.aminmax(images))
@@ -130,6 +135,15 @@ def check_images(images: object) -> Tensor:
             f"images span [{low:.4g}, {high:.4g}]; lrpguard takes pixels in [0, 1]. {_mend(high)}"
         )
     return images.clamp(0, 1) if low < 0 or high > 1 else images
+
+
+def _check_computable(images: Tensor) -> None:
+    dense = images.layout == torch.strided and images.device.type != "meta"
+    if not dense or images.dtype not in FLOATS:
+        raise InputTypeError(
+            f"images are {images.dtype}, {images.layout}, on {images.device}; lrpguard takes dense "
+            "float16, bfloat16, float32 or float64 pixels that are in memory."
+        )
 
 
 def _check_shape(images: Tensor) -> None:

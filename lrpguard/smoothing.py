@@ -15,7 +15,7 @@ from lrpguard.errors import ConfigurationError, InputShapeError
 from lrpguard.evidence import Evidence
 from lrpguard.inputs import check_images, check_model
 from lrpguard.lrp.composites import EPSILON, Composite
-from lrpguard.lrp.engine import check_logits, explain_shape_error, relevance, saved_bytes
+from lrpguard.lrp.engine import channels_named, check_logits, relevance, saved_bytes
 from lrpguard.moments import RunningMoments
 from lrpguard.noise import gaussian_copies, image_digest, key_bytes
 
@@ -133,11 +133,8 @@ def clean_logits(model: nn.Module, images: Tensor) -> Tensor:
         ModelOutputError: The output is not logits [B, K].
         InputShapeError: The images have other channels than the model takes.
     """
-    with torch.no_grad():
-        try:
-            return check_logits(model(images), len(images)).detach()
-        except RuntimeError as error:
-            raise explain_shape_error(error, model, images) from error
+    with torch.no_grad(), channels_named(model, images):
+        return check_logits(model(images), len(images)).detach()
 
 
 def chunk_size(

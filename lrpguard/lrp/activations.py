@@ -49,12 +49,13 @@ def clipped(call: Call) -> Tensor:
 def _times_ratio(call: Call, x: Tensor, y: Tensor) -> Tensor:
     with torch.no_grad():
         ratio = torch.where(x == 0, 0, y / x)
-    return x.mul_(ratio) if _in_place(call) else x * ratio
+    result = x.mul_(ratio) if _in_place(call) else x * ratio
+    result.detach().copy_(y)  # x * (y / x) may miss y by rounding
+    return result
 
 
 def _in_place(call: Call) -> bool:
-    name: str = getattr(call.function, "__name__", "")
-    if name.endswith("_"):
+    if call.in_place:
         return True
     try:
         bound = inspect.signature(call.function).bind(*call.args, **call.kwargs)

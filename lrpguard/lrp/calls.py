@@ -35,10 +35,18 @@ class Call:
             return self.args[position]
         return self.kwargs.get(name, default)
 
+    @property
+    def in_place(self) -> bool:
+        """Whether the operator overwrites its first operand, by its name."""
+        name: str = getattr(self.function, "__name__", "")
+        return name in _IN_PLACE_DUNDERS or (name.endswith("_") and not name.endswith("__"))
+
     def booked(self, bias: Tensor) -> Tensor:
         """Return a constant that adds to activations, as a leaf of the books if they are kept."""
         return self.ledger.leaf(bias) if self.ledger else bias
 
+
+_IN_PLACE_DUNDERS = frozenset(("__iadd__", "__idiv__", "__imul__", "__isub__", "__itruediv__"))
 
 _DUNDERS = {
     "__add__": "add",

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
+
 from lrpguard.errors import ConfigurationError
 from lrpguard.lrp.affine import Kind
 from lrpguard.lrp.rules import RULES, AlphaBeta, Epsilon, Flat, Gamma, Rule, ZBox, Zero, ZPlus
@@ -61,6 +63,11 @@ class Composite:
         """Return the rule of one layer."""
         matching = (layer.rule for layer in self.layers if layer.matches(kind, name, first))
         return next(matching, self.rule)
+
+    def stabilizes(self, dtype: torch.dtype) -> bool:
+        """Say whether some layer has an epsilon above rounding in a dtype."""
+        rules = (self.rule, *(layer.rule for layer in self.layers))
+        return any(isinstance(rule, Epsilon) and rule.applies(dtype) for rule in rules)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON form that :meth:`from_dict` reads back."""

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from lrpguard.errors import InputShapeError, ModelOutputError
 from lrpguard.inputs import NormalizedModel, stem_channels
 from lrpguard.lrp.composites import EPSILON, Composite
-from lrpguard.lrp.layers import resolved
 from lrpguard.lrp.ledger import Ledger
-from lrpguard.lrp.mode import LrpMode, reject_custom_functions
-from lrpguard.lrp.trace import Entry, Trace, put_trace
+from lrpguard.lrp.mode import LrpMode
+from lrpguard.lrp.trace import Entry, Trace, carries, put_trace
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ def conservation(
 
 
 def saved_bytes(model: nn.Module, images: Tensor, *, composite: Composite = EPSILON) -> int:
-    """Measure what one pass keeps for its backward, and check the graph while it is there.
+    """Measure what one pass keeps for its backward.
 
     Args:
         model: As for :func:`relevance`.
@@ -140,7 +139,7 @@ def saved_bytes(model: nn.Module, images: Tensor, *, composite: Composite = EPSI
         Bytes of the activations held between forward and backward, for the whole batch.
 
     Raises:
-        UnsupportedOperatorError: An operator has no rule, or hides in a custom autograd function.
+        UnsupportedOperatorError: An operator on the path has no rule.
         ModelOutputError: The output is not a floating-point tensor [B, K].
     """
     network, x = network_input(model, images)
@@ -154,9 +153,10 @@ def saved_bytes(model: nn.Module, images: Tensor, *, composite: Composite = EPSI
         return tensor
 
     with _graph(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        run = _forward(model, network, x, LrpMode(network, composite))
-        reject_custom_functions(network, run.logits)
-    return sum(storages.values()) + x.nbytes
+        _forward(model, network, x, LrpMode(network, composite))
+    held = sum(storages.values()) + x.nbytes
+    # A stabilizer keeps a factor of the size of its layer's output, which autograd cannot tell.
+    return 2 * held if composite.stabilizes(x.dtype) else held
 
 
 def network_input(model: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor]:
@@ -205,19 +205,19 @@ def _forward(model: nn.Module, network: nn.Module, x: Tensor, mode: LrpMode) -> 
     low, high = _pixel_bounds(model, leaf)
     entry = leaf.clone()  # a model may work on its input in place; a leaf forbids that
     put_trace(entry, Trace(raw=True, entry=Entry(direct, low, high)))
+    mode.begin(entry)
     with mode:
         # A compiled call would bypass the mode; _call_impl is the eager one, hooks included.
         compiled = network._compiled_call_impl is not None
         call: Callable[[Tensor], object] = network._call_impl if compiled else network
-        try:
+        with channels_named(network, x):
             logits = check_logits(call(entry), len(x))
-        except RuntimeError as error:
-            raise explain_shape_error(error, network, x) from error
-    logits = resolved(logits)
-    if not logits.requires_grad:
+    logits = mode.end(logits)
+    if not carries(logits):
         raise ModelOutputError(
             "the logits do not depend on the input in a differentiable way, so there is no "
-            "relevance to propagate. Does the model's forward run under torch.no_grad()?"
+            "relevance to propagate. Does the model end in a sigmoid or softmax? lrpguard takes "
+            "the logits before it."
         )
     return _Run(logits, leaf, direct)
 
@@ -230,22 +230,28 @@ def _pixel_bounds(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     return low, low + 1
 
 
-def explain_shape_error(error: RuntimeError, model: nn.Module, images: Tensor) -> Exception:
-    """Turn a model's complaint about channels into an InputShapeError; return others as they are.
+@contextmanager
+def channels_named(model: nn.Module, images: Tensor) -> Iterator[None]:
+    """Turn a model's complaint about channels into an InputShapeError.
 
     Args:
-        error: What the model raised.
-        model: The model.
-        images: What it was given [B, C, H, W].
+        model: The model that runs inside.
+        images: What it is given [B, C, H, W].
+
+    Raises:
+        InputShapeError: The model's first convolution takes another number of channels.
     """
-    expected = stem_channels(model)
-    if expected is None or expected == images.shape[1]:
-        return error
-    return InputShapeError(
-        f"images have {images.shape[1]} channel(s), shape {list(images.shape)}; the model's first "
-        f"convolution takes {expected}. Convert the images, e.g. to "
-        f"{'RGB' if expected == 3 else f'{expected} channel(s)'}."
-    )
+    try:
+        yield
+    except RuntimeError as error:
+        expected = stem_channels(model)
+        if expected in (None, images.shape[1]) or "channels" not in str(error):
+            raise
+        raise InputShapeError(
+            f"images have {images.shape[1]} channel(s), shape {list(images.shape)}; the model's "
+            f"first convolution takes {expected}. Convert the images, e.g. to "
+            f"{'RGB' if expected == 3 else f'{expected} channel(s)'}."
+        ) from error
 
 
 def check_logits(logits: object, batch: int) -> Tensor:

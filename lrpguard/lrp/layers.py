@@ -74,15 +74,18 @@ def _plain(result: Tensor) -> Tensor:
 
 def addmm(call: Call) -> Tensor:
     """``addmm(bias, left, right)``: a dense layer written by hand."""
-    bias, left, right = call.args
+    bias, left, right = (call.argument(i, n) for i, n in enumerate(("input", "mat1", "mat2")))
     require_constant(bias, "bias")
-    if call.kwargs:
-        raise RefusalError(f"{sorted(call.kwargs)} have no rule; use torch.nn.Linear.")
-    if carries(left) and carries(right):
-        require_constant(right, "second factor")
+    if call.kwargs.get("alpha", 1) != 1 or call.kwargs.get("beta", 1) != 1:
+        raise RefusalError("alpha and beta have no rule; use torch.nn.Linear.")
     if carries(left):
-        return affine(call, lambda x, w, b: _plus(x @ w, b), left, right, bias)
-    return affine(call, lambda x, w, b: _plus(w @ x, b), right, left, bias)
+        require_constant(right, "second factor")
+        return affine(call, lambda x, w, b: _addmm(b, x, w), left, right, bias)
+    return affine(call, lambda x, w, b: _addmm(b, w, x), right, left, bias)
+
+
+def _addmm(bias: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
+    return left @ right if bias is None else torch.addmm(bias, left, right)
 
 
 def _plus(product: Tensor, bias: Tensor | None) -> Tensor:
@@ -149,10 +152,10 @@ class PendingRule:
             z = self.rule.propagate(self.layer, self.z, self.ledger, before_relu=before_relu)
             return put_trace(z, Trace())
         assert isinstance(self.rule, GradientRule)
-        if self._resolved is None:
-            self.rule.attach(self.z, self.ledger)
-            put_trace(self.z, Trace())
-        return self.z
+        if self._resolved is not None:
+            return self._resolved
+        z = self.rule.attach(self.z, self.ledger)
+        return z if z is self.z else put_trace(z, Trace())
 
 
 def resolved(value: Any, *, before_relu: bool = False) -> Any:
@@ -169,9 +172,13 @@ def batch_norm(call: Call) -> Tensor:
     Right after a convolution the two are one affine layer, and the convolution's rule
     applies to their joint output, as if the normalisation had been merged into it.
     """
+    order = ("running_mean", "running_var", "weight", "bias")
+    if call.function is torch.batch_norm:
+        order = ("weight", "bias", "running_mean", "running_var")
     x: Tensor = call.argument(0, "input")
-    mean, variance = call.argument(1, "running_mean"), call.argument(2, "running_var")
-    weight, bias = call.argument(3, "weight"), call.argument(4, "bias")
+    given = {name: call.argument(i, name) for i, name in enumerate(order, 1)}
+    mean, variance = given["running_mean"], given["running_var"]
+    weight, bias = given["weight"], given["bias"]
     if call.argument(5, "training", default=False) or mean is None or variance is None:
         raise RefusalError(
             "it normalises by the statistics of the batch, so one image's relevance would depend "
@@ -236,7 +243,3 @@ class _BatchNorm(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (scale,) = ctx.saved_tensors
         return (gradients[0] * scale).to(gradients[0].dtype), None, None
-
-
-OWN_FUNCTIONS = ("_BatchNormBackward", "_DetourBackward")
-"""Names of the autograd nodes that the engine makes."""

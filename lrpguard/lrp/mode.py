@@ -19,16 +19,19 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from lrpguard.errors import UnsupportedOperatorError
 from lrpguard.lrp.calls import Call, plain_name
 from lrpguard.lrp.composites import Composite
-from lrpguard.lrp.layers import OWN_FUNCTIONS, resolved
+from lrpguard.lrp.layers import resolved
 from lrpguard.lrp.ledger import Ledger
 from lrpguard.lrp.operators import (
+    CASTING,
     CONSTANT_MAKING,
     ESCAPES,
     GATE_TAKING,
     HANDLERS,
+    LIKE,
     OWN_TRACE,
     RECTIFYING,
     SIGN_KEEPING,
+    UNRESOLVED,
 )
 from lrpguard.lrp.rules import RefusalError
 from lrpguard.lrp.trace import (
@@ -61,6 +64,9 @@ class LrpMode(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
         self._model = model
         self._composite = composite
         self._ledger = ledger
+        self._entry: Any = None
+        self._blind: set[Any] = set()
+        self._modules: dict[int, str] = {}
         self._names = {id(p): n.rpartition(".")[0] for n, p in model.named_parameters()}
 
     def __torch_function__(
@@ -75,39 +81,98 @@ class LrpMode(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
         taken = list(tensors((args, kwargs)))
         gates = [t for t in taken if is_gate(t)]
         name = plain_name(func)
-        if name in CONSTANT_MAKING:
+        self._refuse_unseen(taken)
+        if name in CONSTANT_MAKING or (name in LIKE and trace_of(args[0]) is None):
             return func(*args, **kwargs)
         if not any(carries(t) for t in taken):
             return self._of_gates(name, func, args, kwargs) if gates else func(*args, **kwargs)
-        if gates and name not in GATE_TAKING:
-            trace = trace_of(gates[0])
-            made = trace.gate if trace is not None else ""
+        if not torch.is_grad_enabled():
             raise self._error(
                 func,
-                f"it takes the result of {made} as an activation, but lrpguard has no LRP rule for "
-                f"{made} except as a factor of activations.",
+                "it runs without gradients (torch.no_grad, or inside a torch.autograd.Function), "
+                "so its relevance would be lost unseen.",
             )
+        if gates and name not in GATE_TAKING:
+            raise _gate_as_activation(gates[0], f"by {_operator(func)}")
         handler = HANDLERS.get(name)
         if handler is None:
             return self._without_rule(name, func, args, kwargs)
         try:
-            if name != "batch_norm":  # which takes a pending convolution as it is
+            if name not in UNRESOLVED:
                 resolve = partial(resolved, before_relu=name == "relu")
                 args, kwargs = substitute(args, resolve), substitute(kwargs, resolve)
             call = Call(func, args, kwargs, self._composite, self._ledger, self._names)
             result = handler(call)
+            if name not in OWN_TRACE:
+                return _trace(result, name, args, kwargs)
+            self._sign_gates(result, func)
+            return result
         except RefusalError as refusal:
             raise self._error(func, str(refusal)) from None
-        return result if name in OWN_TRACE else _trace(result, name, args, kwargs)
+
+    def begin(self, entry: Tensor) -> None:
+        """Say which tensor the network takes, before it runs."""
+        self._entry = entry.grad_fn
+
+    def end(self, logits: Tensor) -> Tensor:
+        """Return the network's output with its rule applied.
+
+        Raises:
+            UnsupportedOperatorError: The output comes from code that the mode cannot see.
+        """
+        self._refuse_unseen([logits])
+        if is_gate(logits):
+            raise _gate_as_activation(logits, "as the logits")
+        result: Tensor = resolved(logits)
+        return result
+
+    def _refuse_unseen(self, taken: list[Tensor]) -> None:
+        """Refuse tensors that depend on the input by ways that the mode has not seen.
+
+        A torch.autograd.Function, a scripted function or a checkpoint is invisible to the
+        mode: what it does to relevance is unknown.
+        """
+        for tensor in taken:
+            if tensor.grad_fn is None or trace_of(tensor) is not None:
+                continue
+            if self._depends_on_entry(tensor.grad_fn):
+                name = tensor.grad_fn.name().removesuffix("Backward").removesuffix("Backward0")
+                raise UnsupportedOperatorError(
+                    name,
+                    self._calling_module(),
+                    "its input reached it through code that lrpguard cannot look into (a "
+                    "torch.autograd.Function, a scripted function, a checkpoint). Write it with "
+                    "ordinary operators.",
+                )
+
+    def _depends_on_entry(self, node: Any) -> bool:
+        queue, seen = [node], set()
+        while queue:
+            node = queue.pop()
+            if node is None or node in seen or node in self._blind:
+                continue
+            if node is self._entry:
+                return True
+            seen.add(node)
+            queue.extend(parent for parent, _ in node.next_functions)
+        self._blind |= seen
+        return False
 
     def _of_gates(
         self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         """Compute a gate from gates and constants."""
         if name in ESCAPES and name not in ("detach", "data"):
-            raise self._error(func, "a value that depends on the input leaves the graph here.")
+            raise self._error(func, "a value leaves the graph here, and would be lost unseen.")
+        first = next(t for t in tensors((args, kwargs)) if is_gate(t))
         with torch.no_grad():
-            return put_gate(func(*args, **kwargs), name)
+            return put_gate(func(*args, **kwargs), name, _gate_trace(first).origin)
+
+    def _sign_gates(self, result: Any, func: Callable[..., Any]) -> None:
+        """Note on new gates what made them, for an error later."""
+        for tensor in tensors(result):
+            if is_gate(tensor) and not _gate_trace(tensor).origin[0]:
+                _gate_trace(tensor).origin = (_operator(func), self._calling_module())
 
     def _without_rule(
         self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -124,8 +189,19 @@ class LrpMode(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
         return result
 
     def _error(self, func: Callable[..., Any], detail: str) -> UnsupportedOperatorError:
-        operator = resolve_name(func) or plain_name(func)
-        return UnsupportedOperatorError(operator, _calling_module(self._model), detail)
+        return UnsupportedOperatorError(_operator(func), self._calling_module(), detail)
+
+    def _calling_module(self) -> str:
+        """Return the name of the innermost module of the model on the Python stack."""
+        if not self._modules:
+            self._modules = {id(m): name for name, m in self._model.named_modules()}
+        frame: FrameType | None = sys._getframe()
+        while frame is not None:
+            owner = frame.f_locals.get("self")
+            if isinstance(owner, nn.Module) and id(owner) in self._modules:
+                return self._modules[id(owner)]
+            frame = frame.f_back
+        return ""
 
 
 def _trace(result: Any, name: str, args: Any, kwargs: Any) -> Any:
@@ -136,45 +212,28 @@ def _trace(result: Any, name: str, args: Any, kwargs: Any) -> Any:
     )
     raw = all(is_raw(t) for t in sources if carries(t))
     for tensor in tensors(result):
+        if name in CASTING and not tensor.is_floating_point():
+            raise RefusalError(f"it casts an activation to {tensor.dtype}, which has no gradient.")
         if tensor.requires_grad:
             put_trace(tensor, Trace(raw=raw, nonnegative=nonnegative))
     return result
 
 
-def reject_custom_functions(model: nn.Module, logits: Tensor) -> None:
-    """Refuse a graph that holds a user's ``torch.autograd.Function``.
-
-    Such a function is invisible to the mode: its own backward would be taken for a rule.
-
-    Raises:
-        UnsupportedOperatorError: Naming the function.
-    """
-    seen: set[Any] = set()
-    queue = [logits.grad_fn]
-    while queue:
-        node = queue.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        # Nodes of Python functions are instances of a class made from the user's own.
-        custom = hasattr(type(node), "_forward_cls")
-        if custom and node.name() not in OWN_FUNCTIONS:
-            raise UnsupportedOperatorError(
-                node.name().removesuffix("Backward"),
-                "",
-                "it is a torch.autograd.Function, which hides what it computes. "
-                "Write it with ordinary operators.",
-            )
-        queue.extend(parent for parent, _ in node.next_functions)
+def _operator(func: Callable[..., Any]) -> str:
+    return resolve_name(func) or plain_name(func)
 
 
-def _calling_module(model: nn.Module) -> str:
-    """Return the name of the innermost module of ``model`` on the Python stack."""
-    names: dict[int, str] = {id(module): name for name, module in model.named_modules()}
-    frame: FrameType | None = sys._getframe()
-    while frame is not None:
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, nn.Module) and id(owner) in names:
-            return str(names[id(owner)])
-        frame = frame.f_back
-    return ""
+def _gate_trace(gate: Tensor) -> Trace:
+    trace = trace_of(gate)
+    assert trace is not None
+    return trace
+
+
+def _gate_as_activation(gate: Tensor, where: str) -> UnsupportedOperatorError:
+    operator, module = _gate_trace(gate).origin
+    return UnsupportedOperatorError(
+        operator,
+        module,
+        f"its result is used as an activation {where}; it depends on the input, and lrpguard has "
+        "an LRP rule for it only as a factor that multiplies activations.",
+    )

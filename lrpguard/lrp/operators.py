@@ -61,6 +61,7 @@ GATE_TAKING = PRODUCTS | frozenset("div divide einsum mul multiply true_divide".
 OWN_TRACE = (
     PRODUCTS
     | GATE_MAKING
+    | DROPOUT
     | frozenset(
         "addmm batch_norm conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d "
         "einsum linear multi_head_attention_forward scaled_dot_product_attention".split()
@@ -79,9 +80,17 @@ CONSTANT_MAKING = frozenset(
 )
 """Operators that read no more than a tensor's shape and type."""
 
+CASTING = frozenset("to type type_as".split())
+
+LIKE = frozenset("expand_as reshape_as to type_as view_as".split())
+"""Operators that read no more than the shape and type of any tensor but the first."""
+
+UNRESOLVED = DROPOUT | {"batch_norm"}
+"""Operators that take a pending layer as it is."""
+
 ESCAPES = frozenset(
-    "item tolist numpy detach data grad __array__ __complex__ __dlpack__ __float__ __index__ "
-    "__int__ __set__ __setitem__".split()
+    "item tolist numpy detach data grad byte char int long short __array__ __complex__ __dlpack__ "
+    "__float__ __index__ __int__ __set__ __setitem__".split()
 )
 """Operators through which a value would leave the relevance path unseen."""
 
@@ -91,38 +100,41 @@ def _transparent(call: Call) -> Any:
 
 
 def _dropout(call: Call) -> Any:
-    if call.argument(2, "training", default=True) and call.argument(1, "p", 0.5) > 0:
+    """Inactive dropout gives back what it takes, a pending layer too."""
+    training = call.argument(2, "training", call.kwargs.get("train", True))
+    if training and call.argument(1, "p", 0.5) > 0:
         raise RefusalError("dropout is active; put the model in eval mode.")
-    return call.run()
+    return call.argument(0, "input")
 
 
 def _sum_of_two(call: Call) -> Any:
     """``a + b`` and ``a - b``: a constant term is a bias."""
-    terms = list(call.args[:2])
-    if len(terms) < 2:
-        terms.append(call.kwargs["other"])
+    first, second = call.args[0], call.argument(1, "other")
     kwargs = {k: v for k, v in call.kwargs.items() if k != "other"}
-    for i, term in enumerate(terms):
-        if carries(term):
-            continue
+    if call.in_place and not carries(first):  # an activation is added to a buffer
         if call.ledger:
-            other: Tensor = terms[1 - i]
-            term = torch.as_tensor(term, dtype=other.dtype, device=other.device)
-            terms[i] = call.ledger.leaf(term)
-        else:
-            terms[i] = constant(term)
-    return call.function(*terms, *call.args[2:], **kwargs)
+            first.copy_(call.ledger.leaf(first))
+    else:
+        first = _term(call, first, second)
+    return call.function(first, _term(call, second, first), *call.args[2:], **kwargs)
+
+
+def _term(call: Call, term: Any, other: Any) -> Any:
+    if carries(term):
+        return term
+    if call.ledger and isinstance(other, Tensor):
+        return call.ledger.leaf(torch.as_tensor(term, dtype=other.dtype, device=other.device))
+    return constant(term)
 
 
 def _product(call: Call) -> Any:
-    """``a * b`` with one constant factor."""
+    """``a * b`` with one constant factor or gate."""
     left, right = call.args[0], call.argument(1, "other")
     if carries(left) and carries(right):
-        raise RefusalError(
-            "both factors depend on the input, and lrpguard has no rule for that yet."
-        )
-    left, right = (v if carries(v) else constant(v) for v in (left, right))
-    return call.function(left, right)
+        raise RefusalError("both factors depend on the input; lrpguard has no rule for that yet.")
+    if not call.in_place:
+        left = constant_unless_carrying(left)
+    return call.function(left, constant_unless_carrying(right))
 
 
 def _quotient(call: Call) -> Any:

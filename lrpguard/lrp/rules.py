@@ -42,8 +42,8 @@ class GradientRule(Rule, ABC):
     """A rule that needs no other weights than the layer's own."""
 
     @abstractmethod
-    def attach(self, z: Tensor, ledger: Ledger | None) -> None:
-        """Make the gradient that reaches ``z`` follow this rule.
+    def attach(self, z: Tensor, ledger: Ledger | None) -> Tensor:
+        """Return ``z``, or a copy of it, whose incoming gradient follows this rule.
 
         Args:
             z: Output of the operator, part of the autograd graph.
@@ -78,8 +78,9 @@ class Zero(GradientRule):
     Source: Bach et al. 2015; Raulf et al. 2021, equation (1).
     """
 
-    def attach(self, z: Tensor, ledger: Ledger | None) -> None:
+    def attach(self, z: Tensor, ledger: Ledger | None) -> Tensor:
         """Leave the gradient as it is."""
+        return z
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,11 @@ class Epsilon(GradientRule):
     def __post_init__(self) -> None:
         _check_finite("epsilon", self.epsilon)
 
-    def attach(self, z: Tensor, ledger: Ledger | None) -> None:
+    def attach(self, z: Tensor, ledger: Ledger | None) -> Tensor:
         """Scale the gradient that reaches ``z`` by ``|z| / (|z| + epsilon)``."""
-        if self.epsilon <= NEGLIGIBLE * torch.finfo(z.dtype).eps:
-            return
+        if not self.applies(z.dtype):
+            return z
+        z = z.clone()  # a batch normalisation may take the output without its stabilizer
         with torch.no_grad():
             magnitude = z.abs()
             factor = magnitude / (magnitude + self.epsilon)
@@ -113,6 +115,11 @@ class Epsilon(GradientRule):
         z.register_hook(
             ledger.booking_hook(z.detach().clone(), factor) if ledger else partial(_mul, factor)
         )
+        return z
+
+    def applies(self, dtype: torch.dtype) -> bool:
+        """Say whether the stabilizer is above rounding in a dtype."""
+        return self.epsilon > NEGLIGIBLE * torch.finfo(dtype).eps
 
 
 @dataclass(frozen=True)

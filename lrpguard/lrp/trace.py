@@ -45,6 +45,7 @@ class Trace:
         gate: Name of the operator that made this coefficient, ``""`` for an activation. A gate
             (an attention weight, a squeeze-excite factor, a standard deviation) depends on the
             input but passes no relevance; it may only multiply activations.
+        origin: Operator and module that made the gate.
         pending: The rule of the operator that made the tensor, where it is not applied yet.
         version: The tensor's version counter when the trace was put.
     """
@@ -53,6 +54,7 @@ class Trace:
     nonnegative: bool = False
     entry: Entry | None = None
     gate: str = ""
+    origin: tuple[str, str] = ("", "")
     pending: Pending | None = None
     version: int = -1
 
@@ -74,13 +76,15 @@ def is_gate(value: Any) -> bool:
     return trace is not None and bool(trace.gate)
 
 
-def put_gate(value: Any, name: str) -> Any:
+def put_gate(value: Any, name: str, origin: tuple[str, str] = ("", "")) -> Any:
     """Cut the floating-point tensors in an operator's result off the graph, as gates."""
 
     def cut(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor
-        return put_trace(tensor.detach() if tensor.requires_grad else tensor, Trace(gate=name))
+        return put_trace(
+            tensor.detach() if tensor.requires_grad else tensor, Trace(gate=name, origin=origin)
+        )
 
     return substitute(value, cut)
 
