@@ -236,7 +236,7 @@ def peaks(name: str, *, copies: list[int], device: str, threads: int) -> dict[in
     for n in copies:
         command = [sys.executable, __file__, "--peak", name, str(n)]
         command += ["--device", device, "--threads", str(threads)]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
         found[n] = int(done.stdout)
     return found
 

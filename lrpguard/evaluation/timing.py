@@ -87,9 +87,16 @@ def paired_ratio(seconds: Sequence[float], reference: Sequence[float]) -> Ratio:
 
 
 def peak_memory(device: str) -> int:
-    """Return the most bytes that this process, or for a GPU its allocator, has held so far."""
+    """Return the most bytes that this process, or for a GPU its allocator, has held so far.
+
+    On Linux ``VmHWM``, for ``ru_maxrss`` starts from the peak of the process that started this one.
+    """
     if device != "cpu":
         return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
