@@ -47,6 +47,11 @@ from lrpguard.lrp.trace import (
     trace_of,
 )
 
+_UNSEEN = (
+    "its input reached it through code that lrpguard cannot look into (a torch.autograd.Function, "
+    "a scripted function, a checkpoint). Write it with ordinary operators."
+)
+
 
 class LrpMode(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
     """Run a model under a composite.
@@ -126,6 +131,16 @@ class LrpMode(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
         result: Tensor = resolved(logits)
         return result
 
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        """Leave the mode; name the scripted code that hides a refusal in an error of its own.
+
+        Raises:
+            UnsupportedOperatorError: The TorchScript interpreter failed under the mode.
+        """
+        super().__exit__(kind, error, traceback)  # type: ignore[no-untyped-call]
+        if isinstance(error, RuntimeError) and "TorchScript interpreter" in str(error):
+            raise UnsupportedOperatorError("torch.jit.script", "", _UNSEEN) from error
+
     def _refuse_unseen(self, taken: list[Tensor]) -> None:
         """Refuse tensors that depend on the input by ways that the mode has not seen.
 
@@ -140,9 +155,7 @@ class LrpMode(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
                 raise UnsupportedOperatorError(
                     name,
                     self._calling_module(),
-                    "its input reached it through code that lrpguard cannot look into (a "
-                    "torch.autograd.Function, a scripted function, a checkpoint). Write it with "
-                    "ordinary operators.",
+                    _UNSEEN,
                 )
 
     def _depends_on_entry(self, node: Any) -> bool:

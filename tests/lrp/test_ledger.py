@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from lrpguard.lrp import EPSILON, Composite, Conservation, Rule, conservation
+from lrpguard.lrp import EPSILON, Composite, Conservation, conservation
 from lrpguard.lrp.ledger import Ledger
+from lrpguard.lrp.rules import GradientRule
 from tests.nets import TinyResNet, Whole, epsilon, images, randomized
 
 
@@ -167,10 +167,10 @@ class TestConservation:
     def test_the_check_can_fail(self) -> None:
         """A rule that drops half of the relevance, and books nothing, leaves a residual."""
 
-        class Halving(Rule):
-            def attach(self, z: Tensor, ledger: Ledger | None) -> RemovableHandle | None:
-                handle: RemovableHandle = z.register_hook(lambda c: c / 2)
-                return handle
+        class Halving(GradientRule):
+            def attach(self, z: Tensor, ledger: Ledger | None) -> Tensor:
+                z.register_hook(lambda c: c / 2)
+                return z
 
         model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2, bias=False)).double().eval()
         ours = conservation(model, images(1, 1, channels=2), composite=Composite("x", Halving()))

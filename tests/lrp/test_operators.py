@@ -165,7 +165,6 @@ def test_dense_layer_in_every_spelling(name: str) -> None:
     assert_same(ours, model(lambda net, t: called(net.fc, t)), images())
 
 
-@pytest.mark.xfail(strict=True, reason="ValueError while it unpacks the arguments")
 def test_addmm_by_keyword() -> None:
     def body(net: Any, t: Tensor) -> Tensor:
         return torch.addmm(WEIGHT[0], t.flatten(0, 2), mat2=WEIGHT).view_as(t)
@@ -229,18 +228,7 @@ OPTION_A: dict[str, Body] = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name,
-            marks=[pytest.mark.xfail(strict=True, reason="zeros_like is refused")]
-            if name == "zeros_like"
-            else [],
-        )
-        for name in OPTION_A
-    ],
-)
+@pytest.mark.parametrize("name", OPTION_A)
 def test_option_a_shortcut(name: str) -> None:
     model = shortcut(OPTION_A[name])
     assert_exact(model, images())

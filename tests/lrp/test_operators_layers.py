@@ -28,8 +28,6 @@ from tests.nets import (
     rel_l2,
 )
 
-STALE = "BatchNorm takes the stabilizer off whatever tensor it gets, for every consumer"
-
 
 class TestBatchNorm:
     """Joint with the layer before it, whoever else works on that layer's output."""
@@ -55,11 +53,9 @@ class TestBatchNorm:
         part = nn.Identity() if between == "identity" else nn.Dropout2d().eval()
         self.same(lambda net, t: F.relu(net.bn(part(t))), lambda net, t: F.relu(net.bn(t)))
 
-    @pytest.mark.xfail(strict=True, reason=STALE)
     def test_after_an_in_place_relu_is_a_layer_of_its_own(self) -> None:
         self.same(lambda net, t: net.bn(F.relu_(t)), lambda net, t: net.bn(F.relu(t)))
 
-    @pytest.mark.xfail(strict=True, reason=STALE)
     def test_after_an_in_place_sum_is_a_layer_of_its_own(self) -> None:
         def in_place(net: Any, t: Tensor) -> Tensor:
             out = net.conv2(F.relu(t))
@@ -68,7 +64,6 @@ class TestBatchNorm:
 
         self.same(in_place, lambda net, t: F.relu(net.bn(net.conv2(F.relu(t)) + t)))
 
-    @pytest.mark.xfail(strict=True, reason=STALE)
     def test_leaves_the_stabilizer_of_a_skip_connection_alone(self) -> None:
         """A pre-activation block on the stem: its output goes into the BN and around it."""
 
@@ -91,7 +86,6 @@ class TestBatchNorm:
             randomized(Between(lambda net, t: F.relu(net.bn(t)), bn=FrozenBatchNorm2d(4))), images()
         )
 
-    @pytest.mark.xfail(strict=True, reason="takes the weight for the running mean")
     def test_called_by_torch_batch_norm(self) -> None:
         """torch.batch_norm takes its arguments in another order than F.batch_norm."""
 
@@ -104,13 +98,9 @@ class TestBatchNorm:
         self.same(body, lambda net, t: called(net.bn, t))
 
 
-CARRIES = "what only looks at an activation is marked as carrying, even a user's parameter"
-
-
 class TestConstants:
     """Tensors that only take their shape, type or device from an activation carry nothing."""
 
-    @pytest.mark.xfail(strict=True, reason=CARRIES)
     def test_a_weight_cast_like_the_input_is_not_touched(self) -> None:
         def body(net: Any, t: Tensor) -> Tensor:
             return F.conv2d(t, net.weight.to(t), net.bias.type_as(t), padding=1)
@@ -121,7 +111,6 @@ class TestConstants:
         assert_exact(model, images())
         assert set(vars(model.weight)) == before
 
-    @pytest.mark.xfail(strict=True, reason=CARRIES)
     @pytest.mark.parametrize("how", ["+", "*"])
     def test_a_parameter_expanded_like_the_input(self, how: str) -> None:
         def body(net: Any, t: Tensor) -> Tensor:
@@ -130,7 +119,6 @@ class TestConstants:
 
         assert_exact(randomized(Between(body, offset=nn.Parameter(torch.zeros(4, 1, 1)))), images())
 
-    @pytest.mark.xfail(strict=True, reason="refused, though it makes a constant")
     @pytest.mark.parametrize("how", ["zeros_like", "ones_like", "new_full", "full_like"])
     def test_a_constant_shaped_like_the_input(self, how: str) -> None:
         make: dict[str, Callable[[Tensor], Tensor]] = {
@@ -141,7 +129,6 @@ class TestConstants:
         }
         assert_exact(randomized(Between(lambda net, t: F.relu(t - make[how](t)))), images())
 
-    @pytest.mark.xfail(strict=True, reason="constants in cat and stack are not booked")
     @pytest.mark.parametrize("join", ["cat", "stack"])
     def test_a_constant_joined_to_an_activation_is_booked(self, join: str) -> None:
         """Coordinate channels, class tokens: what they carry is absorbed as a bias is."""
@@ -154,7 +141,6 @@ class TestConstants:
 
         assert_exact(randomized(Between(body, width=2 * FEATURES)), images())
 
-    @pytest.mark.xfail(strict=True, reason="the branch is lost: the sum goes into a detached alias")
     def test_accumulating_into_a_buffer_in_place(self) -> None:
         """``out.add_(branch)`` with its result ignored must not lose the branch unseen."""
 

@@ -93,8 +93,9 @@ class TestParameters:
         self, dtype: torch.dtype, skipped: float, applied: float
     ) -> None:
         z = torch.ones(3, dtype=dtype, requires_grad=True)
-        assert Epsilon(skipped).attach(z, None) is None
-        assert Epsilon(applied).attach(z, None) is not None
+        assert Epsilon(skipped).attach(z, None) is z
+        (c,) = torch.autograd.grad(Epsilon(applied).attach(z, None).sum(), z)
+        assert torch.equal(c, (1 / (1 + torch.full_like(z, applied))).detach())
 
     def test_what_is_left_out_is_below_rounding(self) -> None:
         model, x = randomized(plain_cnn()), images(4)
