@@ -27,6 +27,7 @@ from lrpguard.errors import (
     CalibrationMismatchError,
     CalibrationSizeError,
     ConfigurationError,
+    InputShapeError,
     NonFiniteScoreError,
 )
 from lrpguard.lrp.composites import Composite
@@ -74,6 +75,8 @@ class Calibration:
     version: str
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "alpha", round(float(self.alpha), 12))  # 1 - 0.9 is meant as 0.1
+        object.__setattr__(self, "anomalies", self.anomalies.double().sort().values)
         if not bool(torch.isfinite(self.anomalies).all()):
             raise NonFiniteScoreError(
                 f"{int((~torch.isfinite(self.anomalies)).sum())} of {self.n} calibration scores "
@@ -141,11 +144,11 @@ class Calibration:
         """Refuse images of another size than the calibrated one.
 
         Raises:
-            CalibrationMismatchError: (C, H, W) differs.
+            InputShapeError: (C, H, W) differs.
         """
         shape = tuple(images.shape[1:])
         if shape != self.image_shape:
-            raise CalibrationMismatchError(
+            raise InputShapeError(
                 f"images have [C, H, W] = {list(shape)}; the calibration was made for "
                 f"{list(self.image_shape)}, and scores depend on the size. Resize the images, or "
                 "calibrate at this size."
@@ -165,7 +168,10 @@ class Calibration:
         record["digest"] = _digest(tensors, record)
         path = Path(path)
         partial = path.with_name(path.name + ".writing")
-        save_file(tensors, str(partial), metadata={_RECORD: json.dumps(record)})
+        try:
+            save_file(tensors, str(partial), metadata={_RECORD: json.dumps(record)})
+        except SafetensorError as error:
+            raise OSError(f"cannot write {path}: {error}") from error
         os.replace(partial, path)
 
     @staticmethod
@@ -265,7 +271,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         record = json.loads(metadata[_RECORD])
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
         raise CalibrationFileError(
             f"{path} is not a whole lrpguard calibration file ({error}): truncated, or another "
             "kind of file. Restore it from a copy, or calibrate again."

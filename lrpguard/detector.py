@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from scipy.special import ndtri
 from torch import Tensor
 
 from lrpguard.errors import CalibrationSizeError, ConfigurationError
@@ -14,6 +17,9 @@ from lrpguard.scores import SCORES
 
 FIT_IMAGES_PER_SCORE = 8
 """Clean images that the combined detector needs for each of its scores."""
+
+CONSTANT_SCALE = 0.01
+"""Standard deviation assumed of a score that never varied on clean images."""
 
 SHRINKAGE = 0.1
 """Weight of the diagonal in the combined detector's covariance."""
@@ -92,14 +98,18 @@ class CombinedDetector:
         reference = scores.sort(dim=0).values
         mapped = _to_normal(scores, reference)
         covariance = torch.atleast_2d(mapped.T.cov())
-        diagonal = torch.diag(covariance.diagonal().clamp_min(1e-6))
+        constant = (covariance.diagonal() < 1e-6).double()  # a score that never varied
+        covariance = covariance + torch.diag(constant)
+        diagonal = torch.diag(covariance.diagonal())
         covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * diagonal
-        return CombinedDetector(score_names, reference, torch.linalg.inv(covariance))
+        precision = torch.linalg.inv(covariance).contiguous()
+        return CombinedDetector(score_names, reference, precision)
 
     def anomaly(self, scores: Tensor) -> Tensor:
         """Return the squared Mahalanobis distance [B] of score vectors [B, S]."""
         mapped = _to_normal(scores, self.reference)
-        return torch.einsum("bi,ij,bj->b", mapped, self.precision, mapped)
+        # Row by row: a product of whole matrices may round differently with the batch.
+        return torch.stack([row @ self.precision @ row for row in mapped])
 
     def state(self) -> dict[str, Tensor]:
         """Return the reference scores and the precision matrix."""
@@ -149,22 +159,32 @@ def load_detector(name: str, score_names: tuple[str, ...], state: Mapping[str, T
 
 
 def _to_normal(scores: Tensor, reference: Tensor) -> Tensor:
-    """Map each score [B, S] to the normal quantile of its rank among the reference [n, S]."""
-    n = len(reference)
-    columns = reference.T.contiguous()  # [S, n]
-    values = scores.T.contiguous()  # [S, B]
-    below = torch.searchsorted(columns, values)
-    below_or_equal = torch.searchsorted(columns, values, right=True)
-    rank = (below + below_or_equal) / 2
-    normal: Tensor = torch.special.ndtri((rank.double() + 0.5) / (n + 1))
-    low, middle, high = columns[:, :1], columns[:, n // 2, None], columns[:, -1:]
-    upper = _scale(columns[:, int(0.95 * (n - 1)), None] - middle, columns)
-    lower = _scale(middle - columns[:, int(0.05 * (n - 1)), None], columns)
-    beyond = (values - high).clamp_min(0) / upper - (low - values).clamp_min(0) / lower
-    return (normal + beyond).T
+    """Map each score [B, S] to the normal quantile of its rank among the reference [n, S].
+
+    Linear between the reference's values, so that rounding of a score moves it by rounding,
+    and linear beyond them.
+    """
+    columns = [
+        _column_to_normal(column.numpy(), known.numpy())
+        for column, known in zip(scores.double().T, reference.T, strict=True)
+    ]
+    return torch.from_numpy(np.stack(columns, axis=1))
 
 
-def _scale(distance: Tensor, columns: Tensor) -> Tensor:
+def _column_to_normal(
+    values: npt.NDArray[np.float64], known: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    n = len(known)
+    knots = np.unique(known)
+    rank = (np.searchsorted(known, knots) + np.searchsorted(known, knots, side="right")) / 2
+    normal: npt.NDArray[np.float64] = np.interp(values, knots, ndtri((rank + 0.5) / (n + 1)))
+    low, middle, high = known[int(0.05 * (n - 1))], known[n // 2], known[int(0.95 * (n - 1))]
+    fallback = known.std() or CONSTANT_SCALE
+    normal += np.maximum(values - known[-1], 0) / _scale(high - middle, fallback)
+    normal -= np.maximum(known[0] - values, 0) / _scale(middle - low, fallback)
+    return normal
+
+
+def _scale(distance: float, fallback: float) -> float:
     """Turn the distance from the median to a 5 % quantile into a standard deviation."""
-    fallback = columns.std(1, keepdim=True).clamp_min(1e-12)  # a score that is mostly one value
-    return torch.where(distance > 1e-3 * fallback, distance / 1.645, fallback)
+    return distance / 1.645 if distance > 1e-3 * fallback else fallback  # mostly one value

@@ -48,8 +48,8 @@ class Evidence:
         """Clean logit of the explained class [B]."""
         return self.logits.gather(1, self.label[:, None]).squeeze(1)
 
-    def select(self, rows: Tensor) -> Evidence:
-        """Return the evidence of some of the requests, by index [R]."""
+    def select(self, rows: Tensor | slice) -> Evidence:
+        """Return the evidence of some of the requests, by index [R] or slice."""
         quantiles = self.relevance_quantiles
         return Evidence(
             logits=self.logits[rows],

@@ -27,7 +27,14 @@ from lrpguard.inputs import check_eval, check_images, check_model
 from lrpguard.noise import key_bytes
 from lrpguard.restoration import UNKNOWN, Restoration, Whitening, whiten
 from lrpguard.scores import score_matrix
-from lrpguard.smoothing import Smoothing, chunk_size, clean_logits, smooth, to_model
+from lrpguard.smoothing import (
+    Smoothing,
+    check_budget,
+    chunk_size,
+    clean_logits,
+    smooth,
+    to_model,
+)
 from lrpguard.verdict import Status, Verdict
 
 Policy = Literal["fail_closed", "fail_open"]
@@ -103,6 +110,7 @@ class Guard(nn.Module):
         self.whitening = whitening
         self.on_failure: Policy = on_failure
         self._key = key_bytes(self.smoothing.seed, key)
+        check_budget(memory_budget)
         self._memory_budget = memory_budget
         self._chunks: dict[tuple[object, ...], int] = {}
 
@@ -123,8 +131,8 @@ class Guard(nn.Module):
         Raises:
             NotCalibratedError: There is no calibration.
             InputError: The images break the contract.
-            CalibrationMismatchError: The images have another size, or the model another
-                precision, than the calibrated.
+            InputShapeError: The images have another size than the calibrated.
+            CalibrationMismatchError: The model has another precision than the calibrated.
             TrainingModeError: The model was put in train mode.
             LrpGuardError: The guard failed, under ``fail_closed``.
         """
@@ -140,8 +148,11 @@ class Guard(nn.Module):
         except Exception as error:
             if self.on_failure == "fail_closed":
                 raise
-            _log.exception("the guard failed; %d request(s) go unguarded", len(images))
-            return _unguarded(logits, f"{type(error).__name__}: {error}")
+            if len(images) == 1:
+                _log.exception("the guard failed; a request goes unguarded")
+                return _unguarded(logits, f"{type(error).__name__}: {error}")
+        # One request must not take the guard from the others of its batch.
+        return Verdict.concatenate([self(image[None], maps=maps) for image in images])
 
     def evidence(self, images: Tensor) -> Evidence:
         """Return what the noisy copies of each image show; needs no calibration.

@@ -215,13 +215,17 @@ def eager_module(model: nn.Module) -> nn.Module:
     original = getattr(model, "_orig_mod", None)
     if not isinstance(original, nn.Module):
         return model
-    warnings.warn(
-        "the model is compiled; lrpguard unwraps it and runs the eager original, because "
-        "compiled code takes no part in relevance propagation.",
-        LrpGuardWarning,
-        stacklevel=3,
-    )
+    _warn_of_compiled()
     return original
+
+
+def _warn_of_compiled() -> None:
+    warnings.warn(
+        "the model is compiled; lrpguard unwraps it and runs the eager original, because compiled "
+        "code takes no part in relevance propagation.",
+        LrpGuardWarning,
+        stacklevel=4,
+    )
 
 
 def check_eval(model: nn.Module) -> None:
@@ -241,6 +245,11 @@ def check_eval(model: nn.Module) -> None:
 
 def _check_eager(module: nn.Module, name: str, *, is_root: bool) -> None:
     where = f"module '{name}'" if name else "the model"
+    if module._backward_hooks or module._backward_pre_hooks:
+        raise UnsupportedModelError(
+            f"{where} has a full backward hook, which would stand between the module and its LRP "
+            "rule. Remove it before you guard the model, with handle.remove()."
+        )
     if isinstance(module, torch.jit.ScriptModule):
         raise UnsupportedModelError(
             f"{where} is a TorchScript module, whose operators lrpguard cannot see. "
@@ -254,7 +263,9 @@ def _check_eager(module: nn.Module, name: str, *, is_root: bool) -> None:
             "Give the eager nn.Module it was made from."
         )
     compiled = hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
-    if compiled and not is_root:
+    if compiled and is_root:
+        _warn_of_compiled()
+    elif compiled:
         raise UnsupportedModelError(
             f"{where} is compiled inside an eager model. Compile the whole model, "
             "torch.compile(model), which lrpguard unwraps; or guard it before you compile parts."

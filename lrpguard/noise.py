@@ -29,6 +29,10 @@ def key_bytes(seed: int, key: bytes | None = None) -> bytes:
         if not 0 <= seed < 2**64:
             raise ConfigurationError(f"seed is {seed}; it must be in 0 … 2**64 - 1.")
         return b"lrpguard" + struct.pack("<Q", seed)
+    if not isinstance(key, bytes):
+        raise ConfigurationError(
+            f"the secret key is a {type(key).__name__}; give bytes, e.g. bytes.fromhex(text)."
+        )
     if not 16 <= len(key) <= MAX_KEY_BYTES:
         raise ConfigurationError(
             f"the secret key has {len(key)} bytes; give 16 to {MAX_KEY_BYTES}, for instance "
@@ -44,7 +48,7 @@ def image_digest(image: Tensor, key: bytes) -> bytes:
         image: Pixels [C, H, W]; a half-precision image equals its float32 copy.
         key: Noise key of :func:`key_bytes`; ``b""`` gives a public digest.
     """
-    pixels = image.detach().to("cpu", torch.float32).contiguous()
+    pixels = image.detach().to("cpu", torch.float32).contiguous() + 0.0  # -0.0 is 0.0
     state = hashlib.blake2b(struct.pack("<3q", *pixels.shape), digest_size=16, key=key)
     state.update(pixels.numpy().tobytes())
     return state.digest()

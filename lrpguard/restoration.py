@@ -118,6 +118,8 @@ def whiten(
     active = torch.arange(len(images), device=images.device)
     ranks = _ranks(images, evidence, whitening, key)
     for number in range(1, whitening.max_rounds + 1):
+        if len(active) == 0:
+            break
         ranks = ranks.masked_fill(changed[active], -torch.inf)
         top = ranks.topk(whitening.count(height, width), dim=1).indices
         changed[active] = changed[active].scatter(1, top, True)
@@ -126,11 +128,12 @@ def whiten(
         )
         logits[active] = clean_logits(model, current[active])
         rounds[active] = number
-        stays = logits[active].argmax(1) == evidence.label[active]
+        finite = torch.isfinite(logits[active]).all(1)  # a model that breaks restores nothing
+        stays = finite & (logits[active].argmax(1) == evidence.label[active])
         active, ranks = active[stays], ranks[stays]
-        if len(active) == 0 or bool(changed.all(1)[active].all()):
+        if bool(changed.all(1)[active].all()):
             break
-        if whitening.ranking == "variance" and number < whitening.max_rounds:
+        if len(active) and whitening.ranking == "variance" and number < whitening.max_rounds:
             again = smooth(
                 model,
                 current[active],
@@ -157,7 +160,7 @@ def _ranks(images: Tensor, evidence: Evidence, whitening: Whitening, key: bytes)
 
 def _restoration(logits: Tensor, label: Tensor, changed: Tensor, rounds: Tensor) -> Restoration:
     final = logits.argmax(1)
-    known = final != label
+    known = (final != label) & torch.isfinite(logits).all(1)
     confidence = logits.double().softmax(1).gather(1, final[:, None]).squeeze(1).float()
     return Restoration(
         label=torch.where(known, final, UNKNOWN),

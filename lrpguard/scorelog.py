@@ -67,20 +67,31 @@ class ScoreLog:
 
     def _resume(self, path: Path, header: Mapping[str, Any]) -> int:
         """Read the whole lines of the file; return how many bytes they take."""
+        content = path.read_bytes()
         good = 0
-        for line in path.read_bytes().splitlines(keepends=True):
-            try:
-                record = json.loads(line) if line.endswith(b"\n") else None
-            except ValueError:
-                record = None
-            if not isinstance(record, dict):
+        for line in content.splitlines(keepends=True):
+            record = _whole_record(line)
+            if record is None:
                 break
             if good == 0 and record.get("run") != dict(header):
                 raise CalibrationMismatchError(
-                    f"{path} holds the scores of another run (model, noise or image size differ); "
-                    "remove it, or name another file, to begin anew."
+                    f"{path} holds the scores of another run (model, noise or image size differ), "
+                    "or something else; remove it, or name another file, to begin anew."
                 )
             if "image" in record:
                 self.scores[record["image"]] = record["scores"]
             good += len(line)
+        begun = json.dumps({"run": dict(header)}).encode()
+        if good == 0 and not begun.startswith(content):  # else the very first line was cut off
+            raise CalibrationMismatchError(
+                f"{path} is not a checkpoint of lrpguard, and is left as it is; name another file."
+            )
         return good
+
+
+def _whole_record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None

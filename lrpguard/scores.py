@@ -118,4 +118,7 @@ def score_matrix(evidence: Evidence, names: Sequence[str]) -> Tensor:
     unknown = [name for name in names if name not in SCORES]
     if unknown:
         raise ConfigurationError(f"no score is named {unknown}; there are {sorted(SCORES)}.")
-    return torch.stack([SCORES[name].function(evidence) for name in names], dim=1).cpu()
+    # Request by request: a reduction over a larger batch may round differently.
+    requests = [evidence.select(slice(i, i + 1)) for i in range(len(evidence))]
+    rows = [torch.cat([SCORES[name].function(one) for name in names]) for one in requests]
+    return torch.stack(rows).cpu()

@@ -15,7 +15,7 @@ from lrpguard.errors import ConfigurationError, InputShapeError
 from lrpguard.evidence import Evidence
 from lrpguard.inputs import check_images, check_model
 from lrpguard.lrp.composites import EPSILON, Composite
-from lrpguard.lrp.engine import channels_named, check_logits, relevance, saved_bytes
+from lrpguard.lrp.engine import plain_logits, relevance, saved_bytes
 from lrpguard.moments import RunningMoments
 from lrpguard.noise import gaussian_copies, image_digest, key_bytes
 
@@ -27,6 +27,9 @@ MEMORY_BUDGET = {"cpu": 192 * 2**20, "cuda": 4 * 2**30}
 
 On a CPU a chunk that fits its caches is the fastest (docs/performance.md); a GPU wants it large.
 """
+
+MAX_CHUNK = PAPER_N
+"""Most copies in one pass, however small they are: beyond it memory grows and speed does not."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,9 @@ class Smoothing:
     composite: Composite = EPSILON
 
     def __post_init__(self) -> None:
+        # Plain numbers, whatever the caller computed them with: they go into a JSON record.
+        for name, plain in (("n", int), ("sigma", float), ("seed", int)):
+            object.__setattr__(self, name, plain(getattr(self, name)))
         if self.n < 2:
             raise ConfigurationError(f"n is {self.n}; a variance needs at least 2 noisy copies.")
         if not 0 < self.sigma < float("inf"):
@@ -127,14 +133,16 @@ def to_model(images: Tensor, model: nn.Module) -> Tensor:
 
 
 def clean_logits(model: nn.Module, images: Tensor) -> Tensor:
-    """Return the bare model's own answer for the images, logits [B, K].
+    """Return the bare model's own answer for each image, logits [B, K].
+
+    Each image goes through the model alone, so that its logits do not round differently
+    with the batch it came in.
 
     Raises:
         ModelOutputError: The output is not logits [B, K].
         InputShapeError: The images have other channels than the model takes.
     """
-    with torch.no_grad(), channels_named(model, images):
-        return check_logits(model(images), len(images)).detach()
+    return torch.cat([plain_logits(model, image[None]) for image in images])
 
 
 def chunk_size(
@@ -144,13 +152,23 @@ def chunk_size(
 
     Raises:
         ConfigurationError: The budget is not positive.
-        UnsupportedOperatorError: An operator has no rule, or hides in a custom autograd function.
+        UnsupportedOperatorError: An operator has no rule.
     """
+    check_budget(memory_budget)
     if memory_budget is None:
         memory_budget = MEMORY_BUDGET.get(images.device.type, MEMORY_BUDGET["cpu"])
-    if memory_budget <= 0:
+    fitting = memory_budget // saved_bytes(model, images[:1], composite=composite)
+    return min(max(1, fitting), MAX_CHUNK)
+
+
+def check_budget(memory_budget: int | None) -> None:
+    """Refuse a memory budget that is not positive.
+
+    Raises:
+        ConfigurationError: It is zero or negative.
+    """
+    if memory_budget is not None and memory_budget <= 0:
         raise ConfigurationError(f"memory_budget is {memory_budget} bytes; it must be positive.")
-    return max(1, memory_budget // saved_bytes(model, images[:1], composite=composite))
 
 
 def smooth(
@@ -211,7 +229,6 @@ def _smooth_one(
         totals.append(relevances.sum((1, 2)))
         if quantiles:
             maps.append(relevances)
-    levels = torch.tensor(list(quantiles), dtype=torch.float64, device=image.device)
     return Evidence(
         logits=logits[0][:1],
         label=target[None],
@@ -219,9 +236,7 @@ def _smooth_one(
         relevance_mean=moments.mean.float()[None],
         relevance_variance=moments.variance.float()[None],
         relevance_total=torch.cat(totals).float()[None],
-        relevance_quantiles=torch.cat(maps).quantile(levels, dim=0).float()[None]
-        if quantiles
-        else None,
+        relevance_quantiles=_quantiles(torch.cat(maps), quantiles)[None] if maps else None,
         sigma=smoothing.sigma,
     )
 
@@ -246,6 +261,16 @@ def _passes(
             continue
         yield result.logits, result.relevance.float().sum(1)
         done += count
+
+
+def _quantiles(maps: Tensor, quantiles: Sequence[float]) -> Tensor:
+    """Return quantiles over the copies [Q, H, W] of maps [N, H, W].
+
+    Row by row, because torch.quantile takes at most 16 million values.
+    """
+    levels = torch.tensor(list(quantiles), dtype=maps.dtype, device=maps.device)
+    rows = [row.quantile(levels, dim=0) for row in maps.unbind(1)]
+    return torch.stack(rows, dim=1).float()
 
 
 def _out_of_memory(error: RuntimeError) -> bool:

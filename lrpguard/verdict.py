@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 Status = Literal["clean", "flagged", "restored", "unknown", "unguarded"]
@@ -56,15 +58,25 @@ class Verdict:
         """Return the number of requests B."""
         return len(self.status)
 
+    @staticmethod
+    def concatenate(parts: list[Verdict]) -> Verdict:
+        """Join the verdicts of several batches of equally sized requests, in order."""
+        failures = [part.failure for part in parts if part.failure is not None]
+        return Verdict(
+            **{name: _joined([getattr(part, name) for part in parts]) for name in _TENSORS},
+            status=tuple(status for part in parts for status in part.status),
+            failure="; ".join(dict.fromkeys(failures)) or None,
+        )
+
     def to_dicts(self) -> list[dict[str, Any]]:
         """Return one JSON-ready record a request, without logits and maps.
 
-        A p-value or score that does not exist (unguarded) is None.
+        A p-value, score or confidence that is no finite number (unguarded) is None.
         """
         return [
             {
                 "label": int(self.label[i]),
-                "confidence": float(self.logits[i].double().softmax(0)[self.label[i]]),
+                "confidence": _number(self.logits[i].double().softmax(0)[self.label[i]]),
                 "p_value": _number(self.p_value[i]),
                 "score": _number(self.score[i]),
                 "flagged": bool(self.flagged[i]),
@@ -76,6 +88,15 @@ class Verdict:
         ]
 
 
+_TENSORS = tuple(f.name for f in fields(Verdict) if f.name not in ("status", "failure"))
+
+
+def _joined(tensors: list[Tensor | None]) -> Any:
+    """Join tensors; None where a part has none, such as the maps of an unguarded request."""
+    whole = [tensor for tensor in tensors if tensor is not None]
+    return torch.cat(whole) if len(whole) == len(tensors) else None
+
+
 def _number(value: Tensor) -> float | None:
     number = float(value)
-    return number if number == number else None
+    return number if math.isfinite(number) else None

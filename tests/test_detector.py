@@ -97,7 +97,10 @@ class TestCombined:
         fit, inside = clean(300), clean(200, seed=1).clamp(-1.5, 1.5)
         detector = CombinedDetector.fit(fit, THREE)
         changed = CombinedDetector.fit(transform(fit), THREE)
-        torch.testing.assert_close(changed.anomaly(transform(inside)), detector.anomaly(inside))
+        torch.testing.assert_close(changed.anomaly(transform(fit)), detector.anomaly(fit))
+        torch.testing.assert_close(  # linear between the fit's scores, so not exactly
+            changed.anomaly(transform(inside)), detector.anomaly(inside), rtol=0.02, atol=0.01
+        )
 
     @pytest.mark.parametrize("factor", [1e-9, 1e6])
     def test_change_of_units_means_nothing_anywhere(self, factor: float) -> None:
@@ -120,7 +123,6 @@ class TestCombined:
         alone = torch.cat([detector.anomaly(row[None]) for row in fresh])
         torch.testing.assert_close(alone, together, rtol=1e-12, atol=0)
 
-    @pytest.mark.xfail(strict=True, reason="the rank jumps by 1 at each score of the fit images")
     def test_is_continuous_in_the_scores(self) -> None:
         fit = clean(60)
         detector = CombinedDetector.fit(fit, THREE)
@@ -161,7 +163,6 @@ class TestDiscreteScores:
         faltering = one_changed(0.125, LABELS, len(NAMES))
         assert detector.anomaly(other) > detector.anomaly(faltering)
 
-    @pytest.mark.xfail(strict=True, reason="scale 1e-12 makes any other value 1e29 sigma² away")
     def test_constant_in_the_fit(self, fit: Tensor) -> None:
         constant = fit.clone()
         constant[:, LABELS] = 0

@@ -19,10 +19,11 @@ from lrpguard.errors import (
     ConfigurationError,
     LrpGuardWarning,
 )
+from lrpguard.fingerprint import model_fingerprint
 from lrpguard.noise import key_bytes
 from lrpguard.restoration import whiten
 from tests.nets import rel_l2
-from tests.support import FAST, Wrapped, images, paper_guard, small_net
+from tests.support import FAST, Wrapped, images, make_calibration, paper_guard, small_net
 
 WHITENING = Whitening(pixels=12, max_rounds=3)
 FRESH = images(24, seed=2)
@@ -92,6 +93,15 @@ class TestVerdict:
         assert torch.equal(verdict.p_value, guard.calibration.p_values(verdict.score))
         assert torch.equal(verdict.flagged, verdict.p_value <= 0.3)
         assert torch.equal(verdict.flagged, verdict.score > guard.calibration.threshold)
+
+    def test_a_p_value_of_exactly_alpha_is_flagged(self) -> None:
+        model = small_net(seed=5)
+        clean = make_calibration(
+            [0.0] * 18 + [1e9], alpha=0.1, fingerprint=model_fingerprint(model)
+        )
+        verdict = Guard(model, calibration=clean)(FRESH)
+        assert verdict.p_value.tolist() == [0.1] * 24
+        assert bool(verdict.flagged.all())
 
     def test_clean_requests_keep_their_answer(self, verdict: Verdict) -> None:
         clean = ~verdict.flagged
@@ -189,7 +199,6 @@ class TestModes:
         assert not any(v.requires_grad for v in vars(made).values() if torch.is_tensor(v))
         assert wanting.grad is None
 
-    @pytest.mark.xfail(strict=True, reason="the clean pass runs under the caller's autocast")
     def test_autocast(self) -> None:
         combined = Guard(small_net(seed=5), smoothing=FAST, whitening=None)
         combined.calibrate([images(100, seed=1)])
@@ -269,7 +278,6 @@ class TestCompiled:
         assert wrapped.model is inner
         assert len(paper_guard(wrapped)(FRESH)) == 24
 
-    @pytest.mark.xfail(strict=True, reason="model.compile() is neither unwrapped nor said")
     def test_model_compiled_in_place_runs_eagerly(self, verdict: Verdict) -> None:
         calls: list[int] = []
 
@@ -338,7 +346,6 @@ class TestConstruction:
         with pytest.raises(ConfigurationError, match="secret key"):
             Guard(small_net(), key=key)
 
-    @pytest.mark.xfail(strict=True, reason="seen at the first request, where fail_open hides it")
     def test_key_of_text_as_from_an_environment_variable(self) -> None:
         with pytest.raises((ConfigurationError, TypeError)):
             Guard(small_net(), key="k" * 32)  # type: ignore[arg-type]
@@ -347,7 +354,6 @@ class TestConstruction:
         with pytest.raises(ConfigurationError, match="'open'"):
             Guard(small_net(), on_failure="open")  # type: ignore[arg-type]
 
-    @pytest.mark.xfail(strict=True, reason="seen at the first request, where fail_open hides it")
     def test_memory_budget_out_of_range(self) -> None:
         with pytest.raises(ConfigurationError, match="memory_budget"):
             Guard(small_net(), memory_budget=0)

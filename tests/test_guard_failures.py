@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from lrpguard import Calibration, Guard, Whitening
 from lrpguard.errors import (
-    CalibrationMismatchError,
     InputRangeError,
     InputShapeError,
     InputTypeError,
@@ -69,8 +68,8 @@ class TestBadInput:
             (FRESH[0], InputShapeError, r"unsqueeze\(0\)"),
             (FRESH.numpy(), InputTypeError, "ndarray"),
             (None, InputTypeError, "NoneType"),
-            (FRESH[:, :1], CalibrationMismatchError, r"\[1, 8, 8\].*\[3, 8, 8\]"),
-            (torch.rand(2, 3, 16, 16), CalibrationMismatchError, r"\[3, 16, 16\].*Resize"),
+            (FRESH[:, :1], InputShapeError, r"\[1, 8, 8\].*\[3, 8, 8\]"),
+            (torch.rand(2, 3, 16, 16), InputShapeError, r"\[3, 16, 16\].*Resize"),
         ],
     )
     def test_by_name(self, guard: Guard, batch: Any, error: type[Exception], words: str) -> None:
@@ -79,7 +78,6 @@ class TestBadInput:
         with pytest.raises(error):
             guard.as_classifier()(batch)
 
-    @pytest.mark.xfail(strict=True, reason="a CalibrationError: a server would answer 500, not 4xx")
     @pytest.mark.parametrize("batch", [FRESH[:, :1], torch.rand(2, 3, 16, 16)])
     def test_another_size_or_channels_is_an_error_of_the_input(
         self, guard: Guard, batch: Tensor
@@ -199,7 +197,7 @@ class TestFailurePolicy:
         assert verdict.failure is not None
         assert verdict.failure.startswith(error.__name__)
         assert words.split("[")[0].rstrip("\\") in verdict.failure
-        assert "6 request(s) go unguarded" in caplog.text
+        assert caplog.text.count("a request goes unguarded") == 6
         torch.testing.assert_close(guard.as_classifier()(FRESH), bare, equal_nan=True)
 
     def test_fail_open_verdict_is_json(self) -> None:
@@ -207,7 +205,6 @@ class TestFailurePolicy:
         records = calibrated_for(model, on_failure="fail_open")(FRESH).to_dicts()
         assert json.loads(json.dumps(records, allow_nan=False))[0]["p_value"] is None
 
-    @pytest.mark.xfail(strict=True, reason="one bad request takes the whole batch with it")
     def test_fail_open_leaves_the_other_requests_of_the_batch_guarded(self) -> None:
         # Else whoever shares a batch with an attacker's request goes unguarded.
         def after(batch: Tensor, logits: Tensor) -> Tensor:
@@ -259,7 +256,6 @@ class TestFailurePolicy:
         with pytest.raises(interrupt):
             guard(FRESH)
 
-    @pytest.mark.xfail(strict=True, reason="argmax takes NaN for the largest logit: 'restored'")
     def test_a_model_that_breaks_on_whitened_images_restores_nothing(self) -> None:
         def after(batch: Tensor, logits: Tensor) -> Tensor:
             if torch.is_grad_enabled():

@@ -147,8 +147,8 @@ def scaled_dot_product_attention(call: Call) -> Tensor:
         weights = scores.softmax(-1)
     mixed: Tensor = weights @ v
     if not carries(v):
-        put_gate(mixed, "scaled_dot_product_attention")
-        return mixed
+        gated: Tensor = put_gate(mixed, "scaled_dot_product_attention")
+        return gated
     return put_trace(mixed, Trace())
 
 
@@ -161,6 +161,8 @@ def multi_head_attention(call: Call) -> tuple[Tensor, Tensor | None]:
     odd = [n for n in ("bias_k", "bias_v", "static_k", "static_v") if a[n] is not None]
     if odd or a["add_zero_attn"] or a["query"].ndim != 3:
         raise RefusalError(f"attention with {odd or 'this form of input'} has no rule yet.")
+    if not carries(a["value"]):
+        raise RefusalError("its values are constants, so only its weights depend on the input.")
     if a["training"] and a["dropout_p"] > 0:
         raise RefusalError("attention dropout is active; put the model in eval mode.")
     with torch.no_grad():

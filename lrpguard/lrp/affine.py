@@ -101,7 +101,7 @@ class _Detour(torch.autograd.Function):
         *denominators: Tensor,
     ) -> Tensor:
         ctx.shares = shares
-        ctx.save_for_backward(z, *divisors)
+        ctx.save_for_backward(z.detach(), *divisors)  # not z, whose trace leads back here
         return z.clone()  # an in-place ReLU may overwrite the result
 
     @staticmethod

@@ -12,7 +12,18 @@ import torch
 
 from lrpguard.errors import ConfigurationError
 from lrpguard.lrp.affine import Kind
-from lrpguard.lrp.rules import RULES, AlphaBeta, Epsilon, Flat, Gamma, Rule, ZBox, Zero, ZPlus
+from lrpguard.lrp.rules import (
+    RULES,
+    AlphaBeta,
+    Epsilon,
+    Flat,
+    Gamma,
+    GradientRule,
+    Rule,
+    ZBox,
+    Zero,
+    ZPlus,
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +78,7 @@ class Composite:
     def stabilizes(self, dtype: torch.dtype) -> bool:
         """Say whether some layer has an epsilon above rounding in a dtype."""
         rules = (self.rule, *(layer.rule for layer in self.layers))
-        return any(isinstance(rule, Epsilon) and rule.applies(dtype) for rule in rules)
+        return any(isinstance(rule, GradientRule) and rule.applies(dtype) for rule in rules)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON form that :meth:`from_dict` reads back."""

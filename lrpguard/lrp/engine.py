@@ -159,6 +159,28 @@ def saved_bytes(model: nn.Module, images: Tensor, *, composite: Composite = EPSI
     return 2 * held if composite.stabilizes(x.dtype) else held
 
 
+def plain_logits(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the bare model's logits [B, K], run eagerly, without gradients or autocast.
+
+    Args:
+        model: As for :func:`relevance`.
+        images: As for :func:`relevance`.
+
+    Raises:
+        ModelOutputError: The output is not a floating-point tensor [B, K].
+        InputShapeError: The images have other channels than the model takes.
+    """
+    network, x = network_input(model, images)
+    with _graph(), torch.no_grad(), channels_named(network, x):
+        return check_logits(_eager_call(network)(x.clone()), len(x))
+
+
+def _eager_call(network: nn.Module) -> Callable[[Tensor], object]:
+    """Return the module's eager call, hooks included; a compiled one would bypass the mode."""
+    call: Callable[[Tensor], object] = network._call_impl
+    return network if network._compiled_call_impl is None else call
+
+
 def network_input(model: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor]:
     """Split off a known normalisation: return the network and the input it receives."""
     if isinstance(model, NormalizedModel):
@@ -206,12 +228,8 @@ def _forward(model: nn.Module, network: nn.Module, x: Tensor, mode: LrpMode) -> 
     entry = leaf.clone()  # a model may work on its input in place; a leaf forbids that
     put_trace(entry, Trace(raw=True, entry=Entry(direct, low, high)))
     mode.begin(entry)
-    with mode:
-        # A compiled call would bypass the mode; _call_impl is the eager one, hooks included.
-        compiled = network._compiled_call_impl is not None
-        call: Callable[[Tensor], object] = network._call_impl if compiled else network
-        with channels_named(network, x):
-            logits = check_logits(call(entry), len(x))
+    with mode, channels_named(network, x):
+        logits = check_logits(_eager_call(network)(entry), len(x))
     logits = mode.end(logits)
     if not carries(logits):
         raise ModelOutputError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -103,67 +103,67 @@ def affine(
     output_dim: int | None = None,
 ) -> Tensor:
     """Run an affine operator; its rule is applied when its output is asked for."""
-    name = call.names.get(id(weight), "")
-    layer = Affine(function, x, constant(weight), constant(bias), kind, name, is_raw(x), output_dim)
-    rule = call.composite.rule_for(kind, name, first=layer.first)
-    if isinstance(rule, GradientRule):
-        shift = layer.bias
-        if call.ledger and shift is not None:
-            shift = call.ledger.leaf(shift)
-        z = function(x, layer.weight, shift)
-    else:
+    name, first = call.names.get(id(weight), ""), is_raw(x)
+    weight, bias = constant(weight), constant(bias)
+    rule = call.composite.rule_for(kind, name, first=first)
+    if isinstance(rule, WeightRule):
         with torch.no_grad():
-            z = function(x, layer.weight, layer.bias)
-    return put_trace(z, Trace(pending=PendingRule(rule, layer, z, call.ledger)))
+            z = function(x, weight, bias)
+        layer = Affine(function, x, weight, bias, kind, name, first, output_dim)
+        return put_trace(z, Trace(pending=PendingRule(rule, layer, call.ledger)))
+    z = function(x, weight, bias if bias is None else call.booked(bias))
+    return put_trace(z, Trace(pending=PendingRule(rule, None, call.ledger)))
 
 
 @dataclass
 class PendingRule:
     """The rule of an affine operator, until it is known what takes the operator's output.
 
+    It does not hold the output itself, which holds it: such a ring would keep the memory of a
+    pass until the garbage collector runs.
+
     Attributes:
         rule: The rule.
-        layer: The operator.
-        z: Its output; with graph for a rule that needs no modified weights.
+        layer: The operator, for a rule that sends relevance through modified weights.
         ledger: The books, if they are kept.
     """
 
     rule: Rule
-    layer: Affine
-    z: Tensor
+    layer: Affine | None
     ledger: Ledger | None
-    _resolved: Tensor | None = None
-    _resolved_version: int = -1
+    _known: Tensor | None = None
+    _known_version: int = -1
     _only_relu: bool = False
 
-    def resolve(self, *, before_relu: bool) -> Tensor:
-        """Return the output with the rule applied; the same tensor to every taker."""
-        known = self._resolved
-        if known is not None:
-            changed = known._version != self._resolved_version
-            if changed or before_relu or not self._only_relu:
-                return known
-        self._resolved = resolved = self._apply(before_relu)
-        self._resolved_version, self._only_relu = resolved._version, before_relu
-        return resolved
+    def resolve(self, z: Tensor, *, before_relu: bool) -> Tensor:
+        """Return the output ``z`` with the rule applied; the same tensor to every taker."""
+        if isinstance(self.rule, GradientRule) and not self.rule.applies(z.dtype):
+            return z
+        known = self._known
+        if known is not None and (before_relu or not self._only_relu or self.is_changed):
+            return known
+        self._known = known = put_trace(self._apply(z, before_relu), Trace())
+        self._known_version = known._version
+        self._only_relu = before_relu and isinstance(self.rule, WeightRule)
+        return known
 
-    def _apply(self, before_relu: bool) -> Tensor:
+    @property
+    def is_changed(self) -> bool:
+        """Whether a taker has overwritten the output in place."""
+        return self._known is not None and self._known._version != self._known_version
+
+    def _apply(self, z: Tensor, before_relu: bool) -> Tensor:
         if isinstance(self.rule, WeightRule):
-            z = self.rule.propagate(self.layer, self.z, self.ledger, before_relu=before_relu)
-            return put_trace(z, Trace())
+            assert self.layer is not None
+            return self.rule.propagate(self.layer, z, self.ledger, before_relu=before_relu)
         assert isinstance(self.rule, GradientRule)
-        if self._resolved is not None:
-            return self._resolved
-        z = self.rule.attach(self.z, self.ledger)
-        return z if z is self.z else put_trace(z, Trace())
+        return self.rule.attach(z, self.ledger)
 
 
 def resolved(value: Any, *, before_relu: bool = False) -> Any:
     """Return a tensor with its pending rule applied; anything else as it is."""
-    trace = trace_of(value)
-    if trace is None or trace.pending is None:
-        return value
-    return trace.pending.resolve(before_relu=before_relu)
+    pending = _pending_rule(value)
+    return value if pending is None else pending.resolve(value, before_relu=before_relu)
 
 
 def batch_norm(call: Call) -> Tensor:
@@ -193,40 +193,36 @@ def batch_norm(call: Call) -> Tensor:
         F.batch_norm, running_mean=mean, running_var=variance, weight=weight, bias=bias, eps=eps
     )
     before = _pending_rule(x)
-    if before is not None and isinstance(before.rule, WeightRule):
+    if before is not None and before.is_changed:
+        before, x = None, resolved(x)
+    if before is not None and before.layer is not None:
         merged = before.layer.merged(scale, shift)
         if merged is not None:
             with torch.no_grad():
-                z = run(before.z)
-            return put_trace(z, Trace(pending=PendingRule(before.rule, merged, z, call.ledger)))
-    if before is not None and isinstance(before.rule, GradientRule):
-        source, rule = before.z, cast(Rule, before.rule)
+                z = run(x)
+            return put_trace(z, Trace(pending=PendingRule(before.rule, merged, call.ledger)))
+    if before is not None and before.layer is None:
+        rule = before.rule
     else:
-        source = resolved(x)
+        x = resolved(x)
         rule = call.composite.rule_for("normalization", name, first=is_raw(x))
     shape = (1, -1) + (1,) * (x.ndim - 2)
-    layer = Affine(
-        lambda x, w, b: _plus(x * w, b),
-        source,
-        scale.view(shape),
-        shift.view(shape),
-        "normalization",
-        name,
-        is_raw(x),
-        None,
-    )
+    scale, shift = scale.view(shape), shift.view(shape)
     if isinstance(rule, WeightRule):
         with torch.no_grad():
-            z = run(source)
-    elif call.ledger:
-        z = source * layer.weight + call.ledger.leaf(shift.view(shape))
-    else:
-        z = _BatchNorm.apply(source, run, layer.weight)
-    return put_trace(z, Trace(pending=PendingRule(rule, layer, z, call.ledger)))
+            z = run(x)
+        layer = Affine(_scale_and_shift, x, scale, shift, "normalization", name, is_raw(x), None)
+        return put_trace(z, Trace(pending=PendingRule(rule, layer, call.ledger)))
+    z = x * scale + call.ledger.leaf(shift) if call.ledger else _BatchNorm.apply(x, run, scale)
+    return put_trace(z, Trace(pending=PendingRule(rule, None, call.ledger)))
 
 
-def _pending_rule(x: Tensor) -> PendingRule | None:
-    trace = trace_of(x)
+def _scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
+    return _plus(x * scale, shift)
+
+
+def _pending_rule(value: Any) -> PendingRule | None:
+    trace = trace_of(value)
     pending = trace.pending if trace is not None else None
     return pending if isinstance(pending, PendingRule) else None
 

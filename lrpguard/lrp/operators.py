@@ -26,7 +26,7 @@ from lrpguard.lrp import activations, layers
 from lrpguard.lrp.calls import Call, constant
 from lrpguard.lrp.layers import constant_unless_carrying
 from lrpguard.lrp.rules import RefusalError
-from lrpguard.lrp.trace import carries
+from lrpguard.lrp.trace import Trace, carries, is_gate, put_trace
 
 RESHAPING = frozenset(
     "T mT alias atleast_3d broadcast_to cat channel_shuffle chunk clone concat concatenate "
@@ -55,7 +55,10 @@ DROPOUT = frozenset(
     "feature_dropout".split()
 )
 IDENTITY_RULE = frozenset("celu elu gelu hardswish mish selu silu tanh".split())
-GATE_MAKING = frozenset("hardsigmoid norm pow sigmoid softmax square std var vector_norm".split())
+GATE_MAKING = frozenset(
+    "hardsigmoid linalg_norm linalg_vector_norm norm pow sigmoid softmax square std var "
+    "vector_norm".split()
+)
 GATE_TAKING = PRODUCTS | frozenset("div divide einsum mul multiply true_divide".split())
 """Operators in which an activation may meet a gate."""
 OWN_TRACE = (
@@ -182,11 +185,24 @@ def _addcmul(call: Call) -> Any:
 
 
 def _einsum(call: Call) -> Any:
-    """A sum of products: linear in one activation, a gate where there are two."""
-    operands = [v for a in call.args for v in (a if isinstance(a, (list, tuple)) else [a])]
-    if sum(carries(v) for v in operands) > 1:
+    """A sum of products: a dense layer in one activation, a gate where there are two."""
+    equation, *given = call.args
+    operands = list(given[0]) if len(given) == 1 and isinstance(given[0], (list, tuple)) else given
+    carrying = [v for v in operands if carries(v)]
+    if len(carrying) > 1:
         return activations.gate(call)
-    return call.function(*(constant_unless_carrying(v) for v in operands))
+    if len(operands) == 1 or any(is_gate(v) for v in operands):
+        plain = [constant_unless_carrying(v) for v in operands]
+        return put_trace(call.function(equation, *plain), Trace())
+    if len(operands) > 2:
+        raise RefusalError("it takes more than one constant; multiply them beforehand.")
+    at = [carries(v) for v in operands].index(True)
+
+    def contracted(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        z: Tensor = call.function(equation, *((weight, x) if at else (x, weight)))
+        return z if bias is None else z + bias
+
+    return layers.affine(call, contracted, operands[at], operands[1 - at], None)
 
 
 HANDLERS: Mapping[str, Callable[[Call], Any]] = MappingProxyType(

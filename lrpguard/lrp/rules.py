@@ -42,6 +42,10 @@ class GradientRule(Rule, ABC):
     """A rule that needs no other weights than the layer's own."""
 
     @abstractmethod
+    def applies(self, dtype: torch.dtype) -> bool:
+        """Say whether the rule differs from the plain gradient in a dtype."""
+
+    @abstractmethod
     def attach(self, z: Tensor, ledger: Ledger | None) -> Tensor:
         """Return ``z``, or a copy of it, whose incoming gradient follows this rule.
 
@@ -78,6 +82,10 @@ class Zero(GradientRule):
     Source: Bach et al. 2015; Raulf et al. 2021, equation (1).
     """
 
+    def applies(self, dtype: torch.dtype) -> bool:
+        """Never: the rule is the plain gradient."""
+        return False
+
     def attach(self, z: Tensor, ledger: Ledger | None) -> Tensor:
         """Leave the gradient as it is."""
         return z
@@ -103,23 +111,24 @@ class Epsilon(GradientRule):
     def __post_init__(self) -> None:
         _check_finite("epsilon", self.epsilon)
 
+    def applies(self, dtype: torch.dtype) -> bool:
+        """Say whether the stabilizer is above rounding in a dtype."""
+        return self.epsilon > NEGLIGIBLE * torch.finfo(dtype).eps
+
     def attach(self, z: Tensor, ledger: Ledger | None) -> Tensor:
         """Scale the gradient that reaches ``z`` by ``|z| / (|z| + epsilon)``."""
         if not self.applies(z.dtype):
             return z
-        z = z.clone()  # a batch normalisation may take the output without its stabilizer
         with torch.no_grad():
             magnitude = z.abs()
             factor = magnitude / (magnitude + self.epsilon)
-        # The hook keeps its own tensors: an in-place ReLU may overwrite z afterwards.
-        z.register_hook(
-            ledger.booking_hook(z.detach().clone(), factor) if ledger else partial(_mul, factor)
+        # A copy, because a batch normalisation may take z without its stabilizer. The hook keeps
+        # its own tensors, because an in-place ReLU may overwrite the copy.
+        result = z.clone()
+        result.register_hook(
+            ledger.booking_hook(z.detach(), factor) if ledger else partial(_mul, factor)
         )
-        return z
-
-    def applies(self, dtype: torch.dtype) -> bool:
-        """Say whether the stabilizer is above rounding in a dtype."""
-        return self.epsilon > NEGLIGIBLE * torch.finfo(dtype).eps
+        return result
 
 
 @dataclass(frozen=True)

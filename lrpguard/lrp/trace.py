@@ -14,8 +14,8 @@ _ATTRIBUTE = "_lrpguard_trace"
 class Pending(Protocol):
     """A rule not applied yet: a batch normalisation that follows is merged first."""
 
-    def resolve(self, *, before_relu: bool) -> Tensor:
-        """Return the tensor with its rule applied."""
+    def resolve(self, z: Tensor, *, before_relu: bool) -> Tensor:
+        """Return the tensor ``z`` with its rule applied."""
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class TestRelevance:
         model, batch = network(name), pictures(name, 3)
         with torch.no_grad():
             bare = model(batch)
-        assert torch.equal(explain(model, batch, n=2).logits, bare)
+        torch.testing.assert_close(explain(model, batch, n=2).logits, bare)
 
 
 def load_double(name: str) -> NormalizedModel:
@@ -148,7 +148,6 @@ class TestCombinedOnResNet20:
         noise = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
         assert float(guard(noise).p_value.max()) <= 0.1
 
-    @pytest.mark.xfail(strict=True, reason="the rank jumps by 1 at each score of the fit images")
     def test_calibration_images_again_one_by_one(self, guard: Guard) -> None:
         clean = pictures("resnet20", 100)[:50]
         whole, alone = guard(clean), [guard(row[None]) for row in clean]
