@@ -172,6 +172,20 @@ class TestDiscreteScores:
         far_out = detector.anomaly(one_changed(1000.0, 0, len(NAMES)))
         assert far_out > one_vote > detector.anomaly(one_changed(0, LABELS, len(NAMES)))
 
+    @pytest.mark.xfail(strict=True, reason="numpy's std of 0.1, 0.1, … is 1e-17: a scale, not 0")
+    @pytest.mark.parametrize("value", [0.1, 1 / 3, 1e5 + 0.1])
+    def test_constant_that_is_no_binary_fraction(self, fit: Tensor, value: float) -> None:
+        fit = fit.clone()
+        fit[:, LABELS] = value
+        detector = fit_detector("combined", fit)
+        changed = fit[:1].clone()
+        changed[0, LABELS] = value * (1 + 1e-12)  # rounding
+        torch.testing.assert_close(
+            detector.anomaly(changed), detector.anomaly(fit[:1]), rtol=1e-3, atol=1e-3
+        )
+        changed[0, LABELS] = value + 0.02
+        assert detector.anomaly(changed) < 1e3
+
     def test_constant_everywhere(self) -> None:
         detector = CombinedDetector.fit(torch.full((30, 3), 2.5, dtype=torch.float64), THREE)
         same = detector.anomaly(torch.full((1, 3), 2.5, dtype=torch.float64))
