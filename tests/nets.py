@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from lrpguard.lrp import Composite, Epsilon, Zero, conservation, relevance
+from lrpguard.lrp import COMPOSITES, Composite, Epsilon, Zero, conservation, relevance
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -220,6 +221,21 @@ def assert_same(model: nn.Module, other: nn.Module, x: Tensor) -> None:
         second = relevance(other, x, composite=epsilon(stabilizer))
         assert rel_l2(first.logits, second.logits) <= 1e-13
         assert rel_l2(first.relevance, second.relevance) <= 1e-12
+
+
+def assert_equals_reference(body: Body, reference: Body, **parts: Any) -> None:
+    """A network gets the relevance of its reference, and keeps logits and books."""
+    model = randomized(Between(body, **parts), seed=7)
+    other = copy.deepcopy(model)
+    other.body = reference
+    x = images(seed=7)
+    ours = relevance(model, x, composite=epsilon(0))
+    with torch.no_grad():
+        assert rel_l2(ours.logits, model(x.clone())) <= 1e-14
+        assert rel_l2(other(x.clone()), model(x.clone())) <= 1e-13
+    assert rel_l2(ours.relevance, gradient_times_input(other, x)) <= 1e-12
+    for composite in (epsilon(0.1), COMPOSITES["epsilon-plus"], COMPOSITES["epsilon-gamma-box"]):
+        assert conservation(model, x, composite=composite).residual <= 1e-10
 
 
 def ignored(call: Callable[[Tensor], object]) -> Body:

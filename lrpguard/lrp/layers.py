@@ -107,9 +107,10 @@ def affine(
     weight, bias = constant(weight), constant(bias)
     rule = call.composite.rule_for(kind, name, first=first)
     if isinstance(rule, WeightRule):
+        layer = Affine(function, x, weight, bias, kind, name, first, output_dim)
+        rule.check(layer)
         with torch.no_grad():
             z = function(x, weight, bias)
-        layer = Affine(function, x, weight, bias, kind, name, first, output_dim)
         return put_trace(z, Trace(pending=PendingRule(rule, layer, call.ledger)))
     z = function(x, weight, bias if bias is None else call.booked(bias))
     return put_trace(z, Trace(pending=PendingRule(rule, None, call.ledger)))

@@ -58,6 +58,13 @@ class GradientRule(Rule, ABC):
 class WeightRule(Rule, ABC):
     """A rule that sends relevance through modified weights."""
 
+    def check(self, layer: Affine) -> None:
+        """Refuse a layer that the rule is not made for, before anything takes its output.
+
+        Raises:
+            RefusalError: The rule is for a first layer, and this is none.
+        """
+
     @abstractmethod
     def propagate(
         self, layer: Affine, z: Tensor, ledger: Ledger | None, *, before_relu: bool
@@ -241,6 +248,10 @@ class Flat(WeightRule):
 
     stabilizer: float = 1e-9
 
+    def check(self, layer: Affine) -> None:
+        """Refuse a layer that does not take the network's input."""
+        _entry(layer, "flat")
+
     def propagate(
         self, layer: Affine, z: Tensor, ledger: Ledger | None, *, before_relu: bool
     ) -> Tensor:
@@ -261,6 +272,10 @@ class WSquare(WeightRule):
     """
 
     stabilizer: float = 1e-9
+
+    def check(self, layer: Affine) -> None:
+        """Refuse a layer that does not take the network's input."""
+        _entry(layer, "w-square")
 
     def propagate(
         self, layer: Affine, z: Tensor, ledger: Ledger | None, *, before_relu: bool
@@ -285,6 +300,10 @@ class ZBox(WeightRule):
     """
 
     stabilizer: float = 1e-9
+
+    def check(self, layer: Affine) -> None:
+        """Refuse a layer that does not take the network's input."""
+        _entry(layer, "z-box")
 
     def propagate(
         self, layer: Affine, z: Tensor, ledger: Ledger | None, *, before_relu: bool
