@@ -39,7 +39,7 @@ SCHEMA = 1
 _RECORD = "lrpguard"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Calibration:
     """What clean data look like to one guard of one model.
 
@@ -91,7 +91,7 @@ class Calibration:
 
     @property
     def threshold(self) -> float:
-        """Smallest calibration score that is flagged; larger ones are, too."""
+        """Largest anomaly score that is not flagged."""
         return float(self.anomalies[self.n - _flagged_rank(self.n, self.alpha)])
 
     def fpr_band(self, confidence: float = 0.95) -> tuple[float, float]:

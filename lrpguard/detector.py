@@ -179,7 +179,9 @@ def _column_to_normal(
     rank = (np.searchsorted(known, knots) + np.searchsorted(known, knots, side="right")) / 2
     normal: npt.NDArray[np.float64] = np.interp(values, knots, ndtri((rank + 0.5) / (n + 1)))
     low, middle, high = known[int(0.05 * (n - 1))], known[n // 2], known[int(0.95 * (n - 1))]
-    fallback = known.std() or CONSTANT_SCALE
+    spread = float(known.std())
+    varies = spread > 1e-9 * float(np.abs(known).max())  # else it is one value, and rounding
+    fallback = spread if varies else CONSTANT_SCALE
     normal += np.maximum(values - known[-1], 0) / _scale(high - middle, fallback)
     normal -= np.maximum(known[0] - values, 0) / _scale(middle - low, fallback)
     return normal

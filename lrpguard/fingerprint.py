@@ -33,6 +33,8 @@ def model_fingerprint(model: nn.Module) -> str:
 def model_precision(model: nn.Module) -> str:
     """Return the arithmetic that scores depend on, e.g. ``"float32"`` or ``"float32+tf32"``.
 
+    Either of convolutions and matrix products in TensorFloat-32 counts.
+
     TensorFloat-32 changes relevance maps by some percent, so a calibration holds only for
     the precision it was made with.
     """
@@ -41,11 +43,12 @@ def model_precision(model: nn.Module) -> str:
         return "float32"
     name = str(reference.dtype).removeprefix("torch.")
     on_cuda = reference.device.type == "cuda"
-    return f"{name}+tf32" if on_cuda and name == "float32" and _convolves_in_tf32() else name
+    return f"{name}+tf32" if on_cuda and name == "float32" and _uses_tf32() else name
 
 
-def _convolves_in_tf32() -> bool:
-    convolution = getattr(torch.backends.cudnn, "conv", None)  # newer torch, a setting an operator
-    if convolution is None:
-        return torch.backends.cudnn.allow_tf32
-    return bool(convolution.fp32_precision == "tf32")
+def _uses_tf32() -> bool:
+    convolution = getattr(torch.backends.cudnn, "conv", None)
+    if convolution is None:  # older torch
+        return torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32
+    matmul = torch.backends.cuda.matmul
+    return bool("tf32" in (convolution.fp32_precision, matmul.fp32_precision))

@@ -150,7 +150,8 @@ class Guard(nn.Module):
                 raise
             if len(images) == 1:
                 _log.exception("the guard failed; a request goes unguarded")
-                return _unguarded(logits, f"{type(error).__name__}: {error}")
+                verdict = _unguarded(logits, f"{type(error).__name__}: {error}")
+                return _with_empty_maps(verdict, images) if maps else verdict
         # One request must not take the guard from the others of its batch.
         return Verdict.concatenate([self(image[None], maps=maps) for image in images])
 
@@ -374,6 +375,17 @@ def _unguarded(logits: Tensor, failure: str) -> Verdict:
         restored_logits=logits,
         status=tuple(unguarded for _ in range(batch)),
         failure=failure,
+    )
+
+
+def _with_empty_maps(verdict: Verdict, images: Tensor) -> Verdict:
+    """Give an unguarded verdict maps of NaN, so that it joins the others of its batch."""
+    nothing = torch.full_like(images[:, 0], torch.nan, dtype=torch.float32)
+    return replace(
+        verdict,
+        relevance=nothing,
+        relevance_variance=nothing,
+        changed_pixels=torch.zeros_like(nothing, dtype=torch.bool),
     )
 
 

@@ -8,15 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from lrpguard.errors import ConfigurationError
 from lrpguard.evidence import Evidence
-
-Tail = Literal["upper", "two-sided"]
 
 
 @dataclass(frozen=True)
@@ -26,13 +23,10 @@ class Score:
     Attributes:
         name: Name in the registry.
         function: From evidence to one float64 a request [B].
-        tail: Which values are unusual: large ones, or both ends. Strong and weak attacks may
-            shift one score in opposite directions.
     """
 
     name: str
     function: Callable[[Evidence], Tensor]
-    tail: Tail
 
 
 def relevance_variance(evidence: Evidence) -> Tensor:
@@ -97,12 +91,12 @@ SCORES: Mapping[str, Score] = MappingProxyType(
     {
         score.name: score
         for score in (
-            Score("relevance_variance", relevance_variance, "upper"),
-            Score("relative_variance", relative_variance, "two-sided"),
-            Score("relevance_spread", relevance_spread, "two-sided"),
-            Score("label_disagreement", label_disagreement, "upper"),
-            Score("max_logit", max_logit, "two-sided"),
-            Score("log_odds_shift", log_odds_shift, "two-sided"),
+            Score("relevance_variance", relevance_variance),
+            Score("relative_variance", relative_variance),
+            Score("relevance_spread", relevance_spread),
+            Score("label_disagreement", label_disagreement),
+            Score("max_logit", max_logit),
+            Score("log_odds_shift", log_odds_shift),
         )
     }
 )

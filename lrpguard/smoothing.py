@@ -53,8 +53,12 @@ class Smoothing:
 
     def __post_init__(self) -> None:
         # Plain numbers, whatever the caller computed them with: they go into a JSON record.
-        for name, plain in (("n", int), ("sigma", float), ("seed", int)):
-            object.__setattr__(self, name, plain(getattr(self, name)))
+        object.__setattr__(self, "sigma", float(self.sigma))
+        for name in ("n", "seed"):
+            value = getattr(self, name)
+            if value != value or value != int(value):
+                raise ConfigurationError(f"{name} is {value}; it must be a whole number.")
+            object.__setattr__(self, name, int(value))
         if self.n < 2:
             raise ConfigurationError(f"n is {self.n}; a variance needs at least 2 noisy copies.")
         if not 0 < self.sigma < float("inf"):

@@ -322,7 +322,6 @@ class TestRefusals:
         with pytest.raises(ConfigurationError, match=words):
             explained(small_net(), images(1), **options)
 
-    @pytest.mark.xfail(strict=True, reason="int() cuts 4.5 to 4, and has its own word for NaN")
     @pytest.mark.parametrize("options", [{"n": 4.5}, {"n": float("nan")}, {"seed": 0.5}])
     def test_fractions_of_copies_and_seeds(self, options: dict[str, Any]) -> None:
         with pytest.raises(ConfigurationError):

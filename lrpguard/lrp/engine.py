@@ -295,4 +295,8 @@ def check_logits(logits: object, batch: int) -> Tensor:
 def _start(logits: Tensor, target: Tensor | None) -> Tensor:
     """Return the gradient that starts at the explained logits: one-hot rows [B, K]."""
     target = logits.argmax(1) if target is None else target.to(logits.device)
+    if target.shape != (len(logits),):
+        raise InputShapeError(
+            f"target has shape {list(target.shape)}; give one class an image [{len(logits)}]."
+        )
     return torch.zeros_like(logits).scatter_(1, target.view(-1, 1), 1.0).detach()

@@ -167,6 +167,17 @@ def resolved(value: Any, *, before_relu: bool = False) -> Any:
     return value if pending is None else pending.resolve(value, before_relu=before_relu)
 
 
+def is_overwritten(value: Any) -> bool:
+    """Say whether a layer's output was overwritten in place, which its stabilized copy shows."""
+    pending = _pending_rule(value)
+    return pending is not None and pending.is_changed
+
+
+def present(value: Tensor) -> Tensor:
+    """Return what a tensor holds now, after an in-place operator has worked on its copy."""
+    return resolved(value) if is_overwritten(value) else value
+
+
 def batch_norm(call: Call) -> Tensor:
     """Batch normalisation by running statistics: a scale and a shift a channel.
 
@@ -194,8 +205,6 @@ def batch_norm(call: Call) -> Tensor:
         F.batch_norm, running_mean=mean, running_var=variance, weight=weight, bias=bias, eps=eps
     )
     before = _pending_rule(x)
-    if before is not None and before.is_changed:
-        before, x = None, resolved(x)
     if before is not None and before.layer is not None:
         merged = before.layer.merged(scale, shift)
         if merged is not None:

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from lrpguard.errors import UnsupportedOperatorError
 from lrpguard.lrp.calls import Call, plain_name
 from lrpguard.lrp.composites import Composite
-from lrpguard.lrp.layers import resolved
+from lrpguard.lrp.layers import is_overwritten, present, resolved
 from lrpguard.lrp.ledger import Ledger
 from lrpguard.lrp.operators import (
     CASTING,
@@ -83,6 +83,8 @@ class LrpMode(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
     ) -> Any:
         """Run one operator by its rule; refuse one without."""
         kwargs = kwargs or {}
+        if any(is_overwritten(t) for t in tensors((args, kwargs))):
+            args, kwargs = substitute(args, present), substitute(kwargs, present)
         taken = list(tensors((args, kwargs)))
         gates = [t for t in taken if is_gate(t)]
         name = plain_name(func)
@@ -128,7 +130,7 @@ class LrpMode(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
         self._refuse_unseen([logits])
         if is_gate(logits):
             raise _gate_as_activation(logits, "as the logits")
-        result: Tensor = resolved(logits)
+        result: Tensor = resolved(present(logits))
         return result
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
