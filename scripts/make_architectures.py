@@ -1,9 +1,9 @@
-"""Write docs/architectures.md: the conservation law on a member of every torchvision family.
+"""Write docs/architectures.md: the conservation law on members of the torchvision families.
 
     python scripts/make_architectures.py
 
 Weights are random (no download), in float64, one random image, on the CPU. It takes about two
-minutes on one core. ``--only NAME`` prints the row of one network and writes nothing.
+minutes on one core (maxvit, too slow at its 224 pixels, is only in the tests). ``--only NAME`` prints the row of one network and writes nothing.
 """
 
 from __future__ import annotations
