@@ -2,8 +2,9 @@
 
     python scripts/make_architectures.py
 
-Weights are random (no download), in float64, one random image, on the CPU. It takes about two
-minutes on one core (maxvit, too slow at its 224 pixels, is only in the tests). ``--only NAME`` prints the row of one network and writes nothing.
+Weights are random (no download), in float64, one random image, on the CPU. It takes some minutes
+on one core (maxvit, too slow at its 224 pixels, is only in the tests). ``--only NAME`` prints the
+row of one network and writes nothing.
 """
 
 from __future__ import annotations
