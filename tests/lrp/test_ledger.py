@@ -168,6 +168,9 @@ class TestConservation:
         """A rule that drops half of the relevance, and books nothing, leaves a residual."""
 
         class Halving(GradientRule):
+            def applies(self, dtype: torch.dtype) -> bool:
+                return True
+
             def attach(self, z: Tensor, ledger: Ledger | None) -> Tensor:
                 z.register_hook(lambda c: c / 2)
                 return z
