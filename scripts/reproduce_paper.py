@@ -35,7 +35,7 @@ from lrpguard.evaluation.paper import (
     write_card,
 )
 from lrpguard.evaluation.paper.setup import MODELS, Paths, load_experiment
-from lrpguard.evaluation.rowlog import RowLog
+from lrpguard.rowlog import RowLog
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -23,7 +23,7 @@ ROOT = Path(lrpguard.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 ORDER = (
-    {"errors", "version"},
+    {"errors", "version", "rowlog"},
     {"inputs"},
     {"lrp", "loading"},
     {"noise", "moments", "evidence", "smoothing"},

@@ -180,7 +180,7 @@ class TestImages:
         [
             (CLEAN * 255, InputRangeError),
             ((CLEAN * 255).to(torch.uint8), InputTypeError),
-            ({"image": CLEAN}, InputTypeError),
+            ({"key": CLEAN}, InputTypeError),
             (CLEAN[0], InputShapeError),
             (CLEAN[:0], InputShapeError),
         ],
@@ -247,7 +247,7 @@ class TestCheckpoint:
         failing = Wrapped(small_net(), Raises(error, at=at))
         with pytest.raises(type(error)):
             calibrated(batches, model=failing, checkpoint=checkpoint)
-        kept = checkpoint.read_text().count('"image"')
+        kept = checkpoint.read_text().count('{"key"')
         assert kept % 20 == 0
 
         seen: list[int] = []
@@ -263,7 +263,7 @@ class TestCheckpoint:
 
         with pytest.raises(KeyboardInterrupt):
             calibrated(batches(), checkpoint=tmp_path / "scores.jsonl")
-        assert (tmp_path / "scores.jsonl").read_text().count('"image"') == 50
+        assert (tmp_path / "scores.jsonl").read_text().count('{"key"') == 50
 
     def test_a_finished_run_is_not_computed_again(self, tmp_path: Path, whole: Calibration) -> None:
         checkpoint = tmp_path / "scores.jsonl"
@@ -280,7 +280,7 @@ class TestCheckpoint:
         checkpoint.write_bytes(checkpoint.read_bytes()[:-40])
         calibration = calibrated(CLEAN.split(10), checkpoint=checkpoint)
         assert calibration.data_digest == whole.data_digest
-        assert checkpoint.read_text().count('"image"') == N_IMAGES
+        assert checkpoint.read_text().count('{"key"') == N_IMAGES
 
     def test_scores_of_images_no_longer_given_are_left_out(self, tmp_path: Path) -> None:
         checkpoint = tmp_path / "scores.jsonl"

@@ -36,14 +36,14 @@ def test_keeps_scores_to_the_last_bit(path: Path) -> None:
 def test_is_one_line_an_image_after_the_header(path: Path) -> None:
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert lines[0] == {"run": HEADER}
-    assert lines[1:] == [{"image": digest, "scores": values} for digest, values in SCORES.items()]
+    assert lines[1:] == [{"key": digest, "scores": values} for digest, values in SCORES.items()]
 
 
 def test_writes_as_it_goes(tmp_path: Path) -> None:
     log = ScoreLog(tmp_path / "log.jsonl", HEADER)
     for digest, values in SCORES.items():
         log.add({digest: values})
-        assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["image"] == digest
+        assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["key"] == digest
     log.close()
     log.close()  # twice does no harm
 
@@ -126,10 +126,10 @@ def test_a_file_of_another_kind_is_refused_and_left_alone(tmp_path: Path, conten
 
 def test_a_json_file_of_another_kind_is_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "precious.jsonl"
-    path.write_text('{"image": "aa", "scores": [1.0]}\n')
+    path.write_text('{"key": "aa", "scores": [1.0]}\n')
     with pytest.raises(CalibrationMismatchError):
         ScoreLog(path, HEADER)
-    assert path.read_text() == '{"image": "aa", "scores": [1.0]}\n'
+    assert path.read_text() == '{"key": "aa", "scores": [1.0]}\n'
 
 
 def test_an_empty_file_is_a_new_log(tmp_path: Path) -> None:

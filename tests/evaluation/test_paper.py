@@ -28,9 +28,9 @@ from lrpguard.evaluation.paper import (
     run_paper,
     write_card,
 )
-from lrpguard.evaluation.rowlog import RowLog
 from lrpguard.loading import Preprocessing
 from lrpguard.loading.data import ArraySource
+from lrpguard.rowlog import RowLog
 
 SETTINGS = Settings(eps=0.25, steps=5, n=6, max_rounds=4, seed=3)
 """An attack strong enough for the digits, and little of everything."""

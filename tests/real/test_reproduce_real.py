@@ -8,7 +8,7 @@ import pytest
 
 from lrpguard.evaluation.paper import Outcome, Settings, Splits, make_card, run_paper
 from lrpguard.evaluation.paper.setup import Experiment, Paths, load_experiment
-from lrpguard.evaluation.rowlog import RowLog
+from lrpguard.rowlog import RowLog
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("LRPGUARD_DATA", ROOT.parent / "shared" / "data"))

@@ -22,13 +22,13 @@ from lrpguard.attacks.pgd import STEP_FACTOR
 from lrpguard.errors import ConfigurationError, NonFiniteScoreError
 from lrpguard.evaluation.labelled import Labelled
 from lrpguard.evaluation.paper.record import Outcome, Row, Split, choose_threshold
-from lrpguard.evaluation.rowlog import RowLog
 from lrpguard.evidence import Evidence
 from lrpguard.fingerprint import model_fingerprint, model_precision
 from lrpguard.guard import Guard
 from lrpguard.loading import ImageItem
 from lrpguard.noise import image_digest, key_bytes
 from lrpguard.restoration import Whitening, whiten
+from lrpguard.rowlog import RowLog
 from lrpguard.scores import label_disagreement, relevance_variance
 from lrpguard.smoothing import PAPER_N, PAPER_SIGMA, Smoothing, chunk_size, to_model
 from lrpguard.version import __version__

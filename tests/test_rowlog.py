@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from lrpguard.errors import ConfigurationError
-from lrpguard.evaluation.rowlog import RowLog
+from lrpguard.rowlog import RowLog
 
 
 def test_rows_come_back_from_the_file(tmp_path: Path) -> None:
