@@ -132,7 +132,7 @@ def test_an_image_of_another_size_stops_no_other(
     found = records(done.out)
     assert [r["status"] == "broken" for r in found] == [False, True, False, False]
     assert found[1]["error"].startswith(
-        "CalibrationMismatchError: images have [C, H, W] = [1, 9, 9]"
+        "InputShapeError: images have [C, H, W] = [1, 9, 9]"
     )
 
 
