@@ -131,9 +131,7 @@ def test_an_image_of_another_size_stops_no_other(
     assert done.code == 1
     found = records(done.out)
     assert [r["status"] == "broken" for r in found] == [False, True, False, False]
-    assert found[1]["error"].startswith(
-        "InputShapeError: images have [C, H, W] = [1, 9, 9]"
-    )
+    assert found[1]["error"].startswith("InputShapeError: images have [C, H, W] = [1, 9, 9]")
 
 
 def test_a_calibration_of_another_model_is_refused(
