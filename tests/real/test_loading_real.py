@@ -6,8 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
 
 from lrpguard.evaluation import proportion
 from lrpguard.loading import Preprocessing, batches, load_data, load_model
@@ -18,43 +16,6 @@ DATA = Path(os.environ.get("LRPGUARD_DATA", ROOT.parent / "shared" / "data"))
 pytestmark = pytest.mark.skipif(
     not DATA.is_dir(), reason=f"no real data at {DATA} (set LRPGUARD_DATA)"
 )
-
-
-class Block(nn.Module):
-    """Basic block with the parameter-free shortcut (He et al. 2016, option A)."""
-
-    def __init__(self, before: int, width: int) -> None:
-        super().__init__()
-        self.stride = width // before
-        self.conv1 = nn.Conv2d(before, width, 3, self.stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
-        extra = out.shape[1] - x.shape[1]
-        x = x[:, :, :: self.stride, :: self.stride]
-        return functional.relu(out + functional.pad(x, (0, 0, 0, 0, extra // 2, extra // 2)))
-
-
-class ResNet20(nn.Module):
-    """CIFAR ResNet of 20 layers (He et al. 2016, section 4.2)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = nn.Sequential(Block(16, 16), Block(16, 16), Block(16, 16))
-        self.layer2 = nn.Sequential(Block(16, 32), Block(32, 32), Block(32, 32))
-        self.layer3 = nn.Sequential(Block(32, 64), Block(64, 64), Block(64, 64))
-        self.linear = nn.Linear(64, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = functional.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        logits: Tensor = self.linear(x.mean((2, 3)))
-        return logits
 
 
 def test_squeezenet_is_as_good_on_imagenet_samples_as_measured() -> None:
@@ -99,16 +60,9 @@ def test_the_foolbox_images_come_at_the_models_size() -> None:
     assert all(item.image is not None and item.image.shape == (3, 224, 224) for item in items)
 
 
-@pytest.fixture
-def resnet20_spec(monkeypatch: pytest.MonkeyPatch) -> str:
-    """Make the net of this file importable, as a user's package would be."""
-    monkeypatch.chdir(Path(__file__).parent)
-    return f"{Path(__file__).stem}:ResNet20"
-
-
-def test_resnet20_from_a_factory_is_as_good_on_cifar10_as_measured(resnet20_spec: str) -> None:
+def test_resnet20_from_a_factory_is_as_good_on_cifar10_as_measured() -> None:
     loaded = load_model(
-        resnet20_spec,
+        "lrpguard.evaluation.cifar_resnet:resnet20",
         weights=DATA / "models" / "resnet20_cifar10.safetensors",
         mean=[0.485, 0.456, 0.406],
         std=[0.229, 0.224, 0.225],
