@@ -6,7 +6,7 @@ Source: Raulf et al. 2021, section 2 and Algorithm 1.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -207,16 +207,18 @@ def smooth(
     """
     if any(not 0 <= q <= 1 for q in quantiles):
         raise ConfigurationError(f"quantiles are {list(quantiles)}; each must lie in [0, 1].")
-    parts = []
-    for image, row, target in zip(images, logits, label, strict=True):
-        part = _smooth_one(model, image, target, smoothing, key, chunk, quantiles)
-        parts.append(replace(part, logits=row[None], label=target[None]))
-    return Evidence.concatenate(parts)
+    return Evidence.concatenate(
+        [
+            _smooth_one(model, image, clean, target, smoothing, key, chunk, quantiles)
+            for image, clean, target in zip(images, logits, label, strict=True)
+        ]
+    )
 
 
 def _smooth_one(
     model: nn.Module,
     image: Tensor,
+    clean: Tensor,
     target: Tensor,
     smoothing: Smoothing,
     key: bytes,
@@ -234,7 +236,7 @@ def _smooth_one(
         if quantiles:
             maps.append(relevances)
     return Evidence(
-        logits=logits[0][:1],
+        logits=clean[None],
         label=target[None],
         noisy_logits=torch.cat(logits)[None],
         relevance_mean=moments.mean.float()[None],

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from lrpguard.attacks.pgd import pgd, quantize
 from lrpguard.evaluation.labelled import Labelled
 from lrpguard.evaluation.metrics import Proportion, proportion
 from lrpguard.guard import Guard
-from lrpguard.smoothing import Smoothing
+from lrpguard.smoothing import Smoothing, clean_logits
 
 DETECTORS = ("combined", "paper")
 
@@ -68,7 +69,6 @@ def measure_detection(
     alpha: float,
     steps: int,
     seed: int,
-    checkpoint: Path | None = None,
 ) -> list[DetectionRow]:
     """Calibrate each detector on clean images, and count what it flags.
 
@@ -83,17 +83,18 @@ def measure_detection(
         alpha: False-positive rate asked for.
         steps: PGD's steps.
         seed: PGD's seed.
-        checkpoint: Where the clean scores are kept, None for memory only.
 
     Returns:
         A row for each detector and each of 0 (clean) and ``strengths``.
     """
     guards = {name: Guard(model, smoothing=smoothing, whitening=None) for name in DETECTORS}
     reference = _images(clean)[0].split(50)
-    for name, guard in guards.items():
-        guard.calibrate(reference, alpha=alpha, detector=name, checkpoint=checkpoint)
+    with TemporaryDirectory() as folder:
+        scores = Path(folder) / "scores.jsonl"  # made once, for all detectors
+        for name, guard in guards.items():
+            guard.calibrate(reference, alpha=alpha, detector=name, checkpoint=scores)
     images, labels = _images(test)
-    right = guards["paper"](images).label == labels
+    right = clean_logits(model, images).argmax(1) == labels
     attacked = {0: images} | {
         eps: quantize(
             pgd(model, images[right], labels[right], eps=eps / 255, steps=steps, seed=seed)

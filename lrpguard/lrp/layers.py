@@ -57,7 +57,8 @@ def product(call: Call) -> Any:
         return put_gate(call.function(left.detach(), right.detach()), plain_name(call.function))
     function = call.function
     if is_gate(left) or is_gate(right):
-        return _plain(function(constant_unless_carrying(left), constant_unless_carrying(right)))
+        mixed = function(constant_unless_carrying(left), constant_unless_carrying(right))
+        return put_trace(mixed, Trace())
     if carries(left):
         return affine(call, lambda x, w, b: _plus(function(x, w), b), left, right, None)
     return affine(call, lambda x, w, b: _plus(function(w, x), b), right, left, None)
@@ -66,10 +67,6 @@ def product(call: Call) -> Any:
 def constant_unless_carrying(value: Any) -> Any:
     """Return an activation as it is, and anything else cut off from the graph."""
     return value if carries(value) else constant(value)
-
-
-def _plain(result: Tensor) -> Tensor:
-    return put_trace(result, Trace())
 
 
 def addmm(call: Call) -> Tensor:

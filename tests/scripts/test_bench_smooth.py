@@ -1,35 +1,18 @@
 """The benchmark runs, and says what it has measured; no speed is asserted."""
 
-import importlib.util
 import json
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "bench_smooth.py"
-
-
-@pytest.fixture(autouse=True)
-def _same_threads_afterwards() -> Iterator[None]:
-    """Undo the script's own choice of threads."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+from scripts import bench_smooth
 
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("bench_smooth", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["bench_smooth"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return bench_smooth
 
 
 def test_quick_run_writes_page_and_record(bench: ModuleType, tmp_path: Path) -> None:

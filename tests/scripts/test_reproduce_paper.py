@@ -1,34 +1,16 @@
 """The script's own part: arguments, defaults and errors."""
 
-import importlib.util
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "reproduce_paper.py"
-
-
-@pytest.fixture(autouse=True)
-def _same_threads_afterwards() -> Iterator[None]:
-    """Undo the script's own choice of threads."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+from scripts import reproduce_paper
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("reproduce_paper", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["reproduce_paper"] = module
-    spec.loader.exec_module(module)
-    return module
+    return reproduce_paper
 
 
 def test_command_of_a_card_names_no_folder(script: ModuleType) -> None:
