@@ -1,0 +1,135 @@
+"""What holds for every baseline: the interface, determinism, and what it leaves alone."""
+
+from __future__ import annotations
+
+import copy
+import doctest
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import lrpguard.baselines
+from lrpguard.baselines import BASELINES, Baseline, baseline
+from lrpguard.errors import (
+    ConfigurationError,
+    InputRangeError,
+    NonFiniteScoreError,
+    NotCalibratedError,
+    TrainingModeError,
+)
+from tests.support import Wrapped, images, small_net, state_of
+
+FIT = 40
+QUICK: dict[str, dict[str, Any]] = {}
+"""Options that make a slow baseline quick."""
+
+
+def fit_data() -> tuple[Tensor, Tensor]:
+    clean = images(FIT, seed=1)
+    return clean, small_net()(clean).argmax(1).detach()
+
+
+def quick(name: str) -> Baseline:
+    return baseline(name, **QUICK.get(name, {}))
+
+
+@pytest.fixture(scope="module", params=sorted(BASELINES))
+def fitted(request: pytest.FixtureRequest) -> Baseline:
+    return quick(request.param).fit(small_net(), *fit_data())
+
+
+def test_scores_are_finite_float64_on_the_cpu_and_differ(fitted: Baseline) -> None:
+    scores = fitted.anomaly(images(12, seed=2))
+
+    assert scores.shape == (12,)
+    assert scores.dtype == torch.float64
+    assert scores.device.type == "cpu"
+    assert len(scores.unique()) > 1
+
+
+def test_score_depends_on_the_image_alone(fitted: Baseline) -> None:
+    batch = images(40, seed=2)  # more than one pass takes
+    whole = fitted.anomaly(batch)
+
+    alone = torch.cat([fitted.anomaly(image[None]) for image in batch])
+    torch.testing.assert_close(alone, whole, rtol=2e-4, atol=1e-6)
+    torch.testing.assert_close(fitted.anomaly(batch.flip(0)).flip(0), whole, rtol=2e-4, atol=1e-6)
+    assert torch.equal(fitted.anomaly(batch), whole)
+
+
+def test_fitting_again_gives_the_same(fitted: Baseline) -> None:
+    model, data = small_net(), fit_data()
+    torch.manual_seed(99)  # the global generator plays no part
+    before = torch.random.get_rng_state()
+    again = quick(fitted.name).fit(model, *data)
+
+    test = images(6, seed=3)
+    assert torch.equal(again.anomaly(test), fitted.anomaly(test))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_scoring_learns_nothing_from_what_it_sees(fitted: Baseline) -> None:
+    test = images(6, seed=3)
+    before = fitted.anomaly(test)
+    fitted.anomaly(images(20, seed=4))
+    assert torch.equal(fitted.anomaly(test), before)
+
+
+@pytest.mark.parametrize("name", sorted(BASELINES))
+class TestEvery:
+    def test_names_itself(self, name: str) -> None:
+        made = quick(name)
+        assert made.name == name
+        assert isinstance(made.attack_free, bool)
+        assert "forward" in made.passes
+
+    def test_leaves_model_and_data_alone(self, name: str) -> None:
+        model = small_net()
+        clean, labels = fit_data()
+        kept, state = copy.deepcopy((clean, labels)), state_of(model)
+
+        unfitted = quick(name)
+        made = unfitted.fit(model, clean, labels)
+        with torch.inference_mode():
+            made.anomaly(images(3, seed=2))
+
+        assert state_of(model) == state
+        assert torch.equal(clean, kept[0])
+        assert torch.equal(labels, kept[1])
+        with pytest.raises(NotCalibratedError, match="has not been fitted"):
+            unfitted.anomaly(clean)
+
+    def test_refuses_bad_input(self, name: str) -> None:
+        clean, labels = fit_data()
+        with pytest.raises(InputRangeError):
+            quick(name).fit(small_net(), clean * 255, labels)
+        with pytest.raises(ConfigurationError, match="one integer class an image"):
+            quick(name).fit(small_net(), clean, labels[:-1])
+        with pytest.raises(TrainingModeError):
+            quick(name).fit(small_net().train(), clean, labels)
+
+    def test_never_returns_a_score_that_is_not_finite(self, name: str) -> None:
+        broken = [False]
+
+        def after(batch: Tensor, logits: Tensor) -> Tensor:
+            return logits * torch.nan if broken[0] else logits
+
+        made = quick(name).fit(Wrapped(small_net(), after=after), *fit_data())
+        broken[0] = True
+        with pytest.raises(NonFiniteScoreError, match=name):
+            made.anomaly(images(2, seed=2))
+
+
+def test_unknown_names_and_options_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="no baseline is named 'magic'; there are"):
+        baseline("magic")
+    with pytest.raises(ConfigurationError, match="does not take these options"):
+        baseline("energy", warmth=3)
+
+
+def test_example_in_the_docstring_runs() -> None:
+    result = doctest.testmod(lrpguard.baselines)
+    assert result.attempted > 0
+    assert result.failed == 0
