@@ -1,5 +1,6 @@
 """lrpguard: notice, and repair, adversarial inputs to a PyTorch image classifier."""
 
+from lrpguard.attribution import attribute
 from lrpguard.calibration import Calibration
 from lrpguard.evidence import Evidence
 from lrpguard.guard import Guard, GuardedClassifier
@@ -20,6 +21,7 @@ __all__ = [
     "Verdict",
     "Whitening",
     "__version__",
+    "attribute",
     "explain",
     "normalized",
 ]

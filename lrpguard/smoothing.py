@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lrpguard.attribution.methods import Lrp, Method
 from lrpguard.errors import ConfigurationError, InputShapeError
 from lrpguard.evidence import Evidence
 from lrpguard.inputs import check_images, check_model
 from lrpguard.lrp.composites import EPSILON, Composite
-from lrpguard.lrp.engine import plain_logits, relevance, saved_bytes
+from lrpguard.lrp.engine import plain_logits
 from lrpguard.moments import RunningMoments
 from lrpguard.noise import gaussian_copies, image_digest, key_bytes
 
@@ -76,10 +77,11 @@ def explain(
     seed: int = 0,
     key: bytes | None = None,
     composite: Composite = EPSILON,
+    method: Method | None = None,
     quantiles: Sequence[float] = (),
     memory_budget: int | None = None,
 ) -> Evidence:
-    """Explain each image by SmoothLRP.
+    """Explain each image by SmoothLRP, or by another method smoothed in the same way.
 
     Args:
         model: Eager module in eval mode, from [B, C, H, W] in [0, 1] to logits [B, K].
@@ -90,6 +92,8 @@ def explain(
         seed: Public seed of the noise.
         key: Secret key of the noise, in place of the seed.
         composite: Which LRP rule for which layer.
+        method: Method of :mod:`lrpguard.attribution` in place of LRP by ``composite``:
+            ``Gradient()`` gives SmoothGrad.
         quantiles: Quantiles of the relevance over the copies, each in [0, 1]. They need all
             N maps of one image in memory at a time; mean and variance do not.
         memory_budget: Bytes of activations one chunk of copies may hold; None takes
@@ -115,7 +119,14 @@ def explain(
     images = to_model(check_images(images), model)
     logits = clean_logits(model, images)
     label = _targets(target, logits)
-    chunk = chunk_size(model, images, composite=composite, memory_budget=memory_budget)
+    if method is not None and composite != EPSILON:
+        raise ConfigurationError(
+            f"both a method, {method}, and a composite, {composite.name!r}, are given; pass "
+            "method=Lrp(composite), or the method alone."
+        )
+    chunk = chunk_size(
+        model, images, composite=composite, method=method, memory_budget=memory_budget
+    )
     return smooth(
         model,
         images,
@@ -124,6 +135,7 @@ def explain(
         smoothing=smoothing,
         key=key_bytes(seed, key),
         chunk=chunk,
+        method=method,
         quantiles=quantiles,
     )
 
@@ -150,9 +162,21 @@ def clean_logits(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def chunk_size(
-    model: nn.Module, images: Tensor, *, composite: Composite, memory_budget: int | None
+    model: nn.Module,
+    images: Tensor,
+    *,
+    composite: Composite,
+    memory_budget: int | None,
+    method: Method | None = None,
 ) -> int:
     """Return how many copies fit the budget, from one measured pass of one image; at least 1.
+
+    Args:
+        model: Checked module.
+        images: Checked images on the model's device [B, C, H, W].
+        composite: Which LRP rule for which layer.
+        memory_budget: Bytes, None for ``MEMORY_BUDGET``.
+        method: Method in place of LRP by ``composite``.
 
     Raises:
         ConfigurationError: The budget is not positive.
@@ -161,7 +185,7 @@ def chunk_size(
     check_budget(memory_budget)
     if memory_budget is None:
         memory_budget = MEMORY_BUDGET.get(images.device.type, MEMORY_BUDGET["cpu"])
-    fitting = memory_budget // saved_bytes(model, images[:1], composite=composite)
+    fitting = memory_budget // (method or Lrp(composite)).saved_bytes(model, images[:1])
     return min(max(1, fitting), MAX_CHUNK)
 
 
@@ -184,6 +208,7 @@ def smooth(
     smoothing: Smoothing,
     key: bytes,
     chunk: int,
+    method: Method | None = None,
     quantiles: Sequence[float] = (),
 ) -> Evidence:
     """Run the noisy copies of checked images through the model, and gather the evidence.
@@ -199,6 +224,7 @@ def smooth(
         smoothing: Number of copies, noise and composite.
         key: Noise key.
         chunk: Largest number of copies in one pass.
+        method: Method in place of LRP by the smoothing's composite.
         quantiles: Quantiles over the copies, each in [0, 1].
 
     Raises:
@@ -207,9 +233,10 @@ def smooth(
     """
     if any(not 0 <= q <= 1 for q in quantiles):
         raise ConfigurationError(f"quantiles are {list(quantiles)}; each must lie in [0, 1].")
+    method = method or Lrp(smoothing.composite)
     return Evidence.concatenate(
         [
-            _smooth_one(model, image, clean, target, smoothing, key, chunk, quantiles)
+            _smooth_one(model, image, clean, target, smoothing, key, chunk, method, quantiles)
             for image, clean, target in zip(images, logits, label, strict=True)
         ]
     )
@@ -223,13 +250,14 @@ def _smooth_one(
     smoothing: Smoothing,
     key: bytes,
     chunk: int,
+    method: Method,
     quantiles: Sequence[float],
 ) -> Evidence:
     moments = RunningMoments()
     logits: list[Tensor] = []
     totals: list[Tensor] = []
     maps: list[Tensor] = []
-    for noisy_logits, relevances in _passes(model, image, target, smoothing, key, chunk):
+    for noisy_logits, relevances in _passes(model, image, target, smoothing, key, chunk, method):
         moments.update(relevances)
         logits.append(noisy_logits)
         totals.append(relevances.sum((1, 2)))
@@ -248,7 +276,13 @@ def _smooth_one(
 
 
 def _passes(
-    model: nn.Module, image: Tensor, target: Tensor, smoothing: Smoothing, key: bytes, chunk: int
+    model: nn.Module,
+    image: Tensor,
+    target: Tensor,
+    smoothing: Smoothing,
+    key: bytes,
+    chunk: int,
+    method: Method,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield logits [c, K] and channel-summed relevance [c, H, W] of chunk after chunk."""
     digest = image_digest(image, key)
@@ -258,7 +292,7 @@ def _passes(
         noise = gaussian_copies(digest, done, count, image.shape).to(image.device)
         copies = (image.float() + smoothing.sigma * noise).to(image.dtype)
         try:
-            result = relevance(model, copies, target.expand(count), composite=smoothing.composite)
+            result = method.attribute(model, copies, target.expand(count))
         except RuntimeError as error:
             if count == 1 or not _out_of_memory(error):
                 raise

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import lrpguard
+import lrpguard.attribution.methods
 import lrpguard.guard
 import lrpguard.smoothing
 
@@ -26,7 +27,7 @@ ORDER = (
     {"errors", "version", "rowlog"},
     {"inputs"},
     {"lrp", "loading"},
-    {"noise", "moments", "evidence", "smoothing"},
+    {"noise", "moments", "evidence", "attribution", "smoothing"},
     {"scores"},
     {"detector", "calibration", "calibrator", "fingerprint", "scorelog", "restoration", "verdict"},
     {"guard"},
@@ -217,7 +218,9 @@ def test_error_tree_is_the_one_that_its_docstring_draws() -> None:
     assert sorted(drawn) == sorted(defined)
 
 
-@pytest.mark.parametrize("module", [lrpguard.smoothing, lrpguard.guard])
+@pytest.mark.parametrize(
+    "module", [lrpguard.smoothing, lrpguard.guard, lrpguard.attribution.methods]
+)
 def test_examples_in_docstrings_run(module: object) -> None:
     assert isinstance(module, type(lrpguard))
     result = doctest.testmod(module)

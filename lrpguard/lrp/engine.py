@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -82,10 +83,24 @@ def relevance(
 
     Source: Bach et al. 2015; the modified-gradient form is derived in docs/method.md.
     """
+    return relevance_under(partial(LrpMode, composite=composite), model, images, target)
+
+
+def relevance_under(
+    mode: Callable[[nn.Module], LrpMode], model: nn.Module, images: Tensor, target: Tensor | None
+) -> Relevance:
+    """Explain a batch under a mode of the caller's; see :func:`relevance`.
+
+    Args:
+        mode: Makes the mode of one pass, from the network that will run.
+        model: As for :func:`relevance`.
+        images: As for :func:`relevance`.
+        target: As for :func:`relevance`.
+    """
     network, x = network_input(model, images)
-    with _graph():
-        run = _forward(model, network, x, LrpMode(network, composite))
-        start = _start(run.logits, target)
+    with graph_mode():
+        run = _forward(model, network, x, mode(network))
+        start = start_gradient(run.logits, target)
         gradients = torch.autograd.grad(run.logits, run.leaves, start, allow_unused=True)
     return Relevance(run.logits.detach(), run.at_input(gradients))
 
@@ -114,9 +129,9 @@ def conservation(
     """
     network, x = network_input(model, images)
     ledger = Ledger()
-    with _graph():
+    with graph_mode():
         run = _forward(model, network, x, LrpMode(network, composite, ledger))
-        start = _start(run.logits, target)
+        start = start_gradient(run.logits, target)
         leaves = [*run.leaves, *ledger.biases]
         gradients = torch.autograd.grad(run.logits, leaves, start, allow_unused=True)
     return Conservation(
@@ -143,6 +158,16 @@ def saved_bytes(model: nn.Module, images: Tensor, *, composite: Composite = EPSI
         ModelOutputError: The output is not a floating-point tensor [B, K].
     """
     network, x = network_input(model, images)
+    with held_for_backward(model) as storages, graph_mode():
+        _forward(model, network, x, LrpMode(network, composite))
+    held = sum(storages.values()) + x.nbytes
+    # A stabilizer keeps a factor of the size of its layer's output, which autograd cannot tell.
+    return 2 * held if composite.stabilizes(x.dtype) else held
+
+
+@contextmanager
+def held_for_backward(model: nn.Module) -> Iterator[dict[int, int]]:
+    """Yield a record of what is saved for the backward inside: bytes by address of storage."""
     weights = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     storages: dict[int, int] = {}
 
@@ -152,11 +177,8 @@ def saved_bytes(model: nn.Module, images: Tensor, *, composite: Composite = EPSI
             storages[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with _graph(), torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        _forward(model, network, x, LrpMode(network, composite))
-    held = sum(storages.values()) + x.nbytes
-    # A stabilizer keeps a factor of the size of its layer's output, which autograd cannot tell.
-    return 2 * held if composite.stabilizes(x.dtype) else held
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        yield storages
 
 
 def plain_logits(model: nn.Module, images: Tensor) -> Tensor:
@@ -171,11 +193,11 @@ def plain_logits(model: nn.Module, images: Tensor) -> Tensor:
         InputShapeError: The images have other channels than the model takes.
     """
     network, x = network_input(model, images)
-    with _graph(), torch.no_grad(), channels_named(network, x):
-        return check_logits(_eager_call(network)(x.clone()), len(x))
+    with graph_mode(), torch.no_grad(), channels_named(network, x):
+        return check_logits(eager_call(network)(x.clone()), len(x))
 
 
-def _eager_call(network: nn.Module) -> Callable[[Tensor], object]:
+def eager_call(network: nn.Module) -> Callable[[Tensor], object]:
     """Return the module's eager call, hooks included; a compiled one would bypass the mode."""
     call: Callable[[Tensor], object] = network._call_impl
     return network if network._compiled_call_impl is None else call
@@ -190,7 +212,7 @@ def network_input(model: nn.Module, images: Tensor) -> tuple[nn.Module, Tensor]:
 
 
 @contextmanager
-def _graph() -> Iterator[None]:
+def graph_mode() -> Iterator[None]:
     """Build a graph whatever the caller's grad, inference and autocast modes are."""
     with (
         torch.inference_mode(False),
@@ -229,7 +251,7 @@ def _forward(model: nn.Module, network: nn.Module, x: Tensor, mode: LrpMode) -> 
     put_trace(entry, Trace(raw=True, entry=Entry(direct, low, high)))
     mode.begin(entry)
     with mode, channels_named(network, x):
-        logits = check_logits(_eager_call(network)(entry), len(x))
+        logits = check_logits(eager_call(network)(entry), len(x))
     logits = mode.end(logits)
     if not carries(logits):
         raise ModelOutputError(
@@ -292,7 +314,7 @@ def check_logits(logits: object, batch: int) -> Tensor:
     return logits
 
 
-def _start(logits: Tensor, target: Tensor | None) -> Tensor:
+def start_gradient(logits: Tensor, target: Tensor | None) -> Tensor:
     """Return the gradient that starts at the explained logits: one-hot rows [B, K]."""
     target = logits.argmax(1) if target is None else target.to(logits.device)
     if target.shape != (len(logits),):
