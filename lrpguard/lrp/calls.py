@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lrpguard.lrp.composites import Composite
+from lrpguard.lrp.composites import Selection
 from lrpguard.lrp.ledger import Ledger
 from lrpguard.lrp.rules import RefusalError
 from lrpguard.lrp.trace import carries, is_gate
@@ -21,7 +21,7 @@ class Call:
     function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
-    composite: Composite
+    selection: Selection
     ledger: Ledger | None
     names: Mapping[int, str]
 

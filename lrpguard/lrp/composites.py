@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -35,19 +35,32 @@ class LayerRule:
         kind: ``"convolution"``, ``"dense"`` (matrix products, too) or ``"normalization"``
             (a batch normalisation that does not follow a convolution).
         name: Shell pattern of the module's dotted name, e.g. ``"features.*"``.
-        first: Whether no affine operator comes before the layer.
+        first: Whether no affine operator comes before the layer on the way from the input; there
+            are several such layers where a network branches at its input.
+        position: Place among the affine operators in the order in which they run: 0 is the first
+            to run, 1 the second, -1 the last. A layer that runs twice has two places; a merged
+            batch normalisation has none.
     """
 
     rule: Rule
     kind: Kind | None = None
     name: str | None = None
     first: bool | None = None
+    position: int | None = None
 
-    def matches(self, kind: Kind, name: str, first: bool) -> bool:
-        """Say whether a layer is one of those meant."""
+    def __post_init__(self) -> None:
+        if self.position is not None and self.position != int(self.position):
+            raise ConfigurationError(
+                f"position is {self.position}; it must be a whole number, 0 for the first layer "
+                "to run and -1 for the last."
+            )
+
+    def matches(self, kind: Kind, name: str, first: bool, positions: Collection[int] = ()) -> bool:
+        """Say whether a layer is one of those meant; ``positions`` are its place's spellings."""
         return (
             self.kind in (None, kind)
             and self.first in (None, first)
+            and (self.position is None or self.position in positions)
             and (self.name is None or fnmatchcase(name, self.name))
         )
 
@@ -70,10 +83,19 @@ class Composite:
     rule: Rule = Epsilon()  # noqa: RUF009  # frozen
     layers: tuple[LayerRule, ...] = ()
 
-    def rule_for(self, kind: Kind, name: str, *, first: bool) -> Rule:
+    def rule_for(
+        self, kind: Kind, name: str, *, first: bool, positions: Collection[int] = ()
+    ) -> Rule:
         """Return the rule of one layer."""
-        matching = (layer.rule for layer in self.layers if layer.matches(kind, name, first))
+        matching = (
+            layer.rule for layer in self.layers if layer.matches(kind, name, first, positions)
+        )
         return next(matching, self.rule)
+
+    @property
+    def counts_from_the_end(self) -> bool:
+        """Whether a rule's position is known only when all layers have been counted."""
+        return any(layer.position is not None and layer.position < 0 for layer in self.layers)
 
     def stabilizes(self, dtype: torch.dtype) -> bool:
         """Say whether some layer has an epsilon above rounding in a dtype."""
@@ -85,6 +107,7 @@ class Composite:
         layers = [
             _rule_to_dict(layer.rule)
             | {"kind": layer.kind, "pattern": layer.name, "first": layer.first}
+            | ({} if layer.position is None else {"position": layer.position})
             for layer in self.layers
         ]
         return {"name": self.name, **_rule_to_dict(self.rule), "layers": layers}
@@ -97,10 +120,40 @@ class Composite:
             ConfigurationError: A rule is not one of lrpguard's, or its parameters are wrong.
         """
         layers = tuple(
-            LayerRule(_rule_from_dict(entry), entry["kind"], entry["pattern"], entry["first"])
+            LayerRule(
+                _rule_from_dict(entry),
+                entry["kind"],
+                entry["pattern"],
+                entry["first"],
+                entry.get("position"),
+            )
             for entry in record.get("layers", ())
         )
         return Composite(record["name"], _rule_from_dict(record), layers)
+
+
+class Selection:
+    """A composite's rules during one pass, which counts the affine operators as they run.
+
+    Args:
+        composite: Which rule for which layer.
+
+    Attributes:
+        seen: Affine operators that have run.
+        total: How many will run, None where that is not known; then no negative position matches.
+    """
+
+    def __init__(self, composite: Composite) -> None:
+        self.composite = composite
+        self.seen = 0
+        self.total: int | None = None
+
+    def rule_for(self, kind: Kind, name: str, *, first: bool) -> Rule:
+        """Return the rule of the next affine operator."""
+        at = self.seen
+        self.seen += 1
+        positions = (at,) if self.total is None else (at, at - self.total)
+        return self.composite.rule_for(kind, name, first=first, positions=positions)
 
 
 def _rule_to_dict(rule: Rule) -> dict[str, Any]:

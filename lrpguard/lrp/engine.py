@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lrpguard.errors import InputShapeError, ModelOutputError
 from lrpguard.inputs import NormalizedModel, stem_channels
-from lrpguard.lrp.composites import EPSILON, Composite
+from lrpguard.lrp.composites import EPSILON, ZERO, Composite
 from lrpguard.lrp.ledger import Ledger
 from lrpguard.lrp.mode import LrpMode
 from lrpguard.lrp.trace import Entry, Trace, carries, put_trace
@@ -244,6 +244,10 @@ class _Run:
 
 def _forward(model: nn.Module, network: nn.Module, x: Tensor, mode: LrpMode) -> _Run:
     """Run the network under the mode and check its logits."""
+    if mode.selection.composite.counts_from_the_end and mode.selection.total is None:
+        counting = LrpMode(network, ZERO)
+        _forward(model, network, x[:1], counting)
+        mode.selection.total = counting.selection.seen
     leaf = x.detach().clone().requires_grad_()
     direct = torch.zeros_like(leaf).requires_grad_()
     low, high = _pixel_bounds(model, leaf)

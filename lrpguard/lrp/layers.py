@@ -102,7 +102,7 @@ def affine(
     """Run an affine operator; its rule is applied when its output is asked for."""
     name, first = call.names.get(id(weight), ""), is_raw(x)
     weight, bias = constant(weight), constant(bias)
-    rule = call.composite.rule_for(kind, name, first=first)
+    rule = call.selection.rule_for(kind, name, first=first)
     if isinstance(rule, WeightRule):
         layer = Affine(function, x, weight, bias, kind, name, first, output_dim)
         rule.check(layer)
@@ -212,7 +212,7 @@ def batch_norm(call: Call) -> Tensor:
         rule = before.rule
     else:
         x = resolved(x)
-        rule = call.composite.rule_for("normalization", name, first=is_raw(x))
+        rule = call.selection.rule_for("normalization", name, first=is_raw(x))
     shape = (1, -1) + (1,) * (x.ndim - 2)
     scale, shift = scale.view(shape), shift.view(shape)
     if isinstance(rule, WeightRule):

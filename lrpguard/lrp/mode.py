@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from lrpguard.errors import UnsupportedOperatorError
 from lrpguard.lrp.calls import Call, plain_name
-from lrpguard.lrp.composites import Composite
+from lrpguard.lrp.composites import Composite, Selection
 from lrpguard.lrp.layers import is_overwritten, present, resolved
 from lrpguard.lrp.ledger import Ledger
 from lrpguard.lrp.operators import (
@@ -67,7 +67,7 @@ class LrpMode(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
     ) -> None:
         super().__init__()
         self._model = model
-        self._composite = composite
+        self.selection = Selection(composite)
         self._ledger = ledger
         self._entry: Any = None
         self._blind: set[Any] = set()
@@ -108,7 +108,7 @@ class LrpMode(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
             if name not in UNRESOLVED:
                 resolve = partial(resolved, before_relu=name == "relu")
                 args, kwargs = substitute(args, resolve), substitute(kwargs, resolve)
-            call = Call(func, args, kwargs, self._composite, self._ledger, self._names)
+            call = Call(func, args, kwargs, self.selection, self._ledger, self._names)
             result = handler(call)
             if name not in OWN_TRACE:
                 return _trace(result, name, args, kwargs)

@@ -6,9 +6,12 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from lrpguard.errors import ConfigurationError
 from lrpguard.lrp import (
@@ -23,10 +26,12 @@ from lrpguard.lrp import (
     WSquare,
     Zero,
     ZPlus,
+    conservation,
     relevance,
 )
 from lrpguard.lrp.affine import Kind
-from tests.nets import epsilon, images, plain_cnn, randomized, rel_l2
+from lrpguard.lrp.engine import saved_bytes
+from tests.nets import TinyResNet, Whole, epsilon, images, plain_cnn, randomized, rel_l2
 
 
 def test_presets() -> None:
@@ -169,6 +174,84 @@ class TestSelection:
         )
         assert torch.equal(first, second)
         assert rel_l2(first, third) > 1e-3
+
+
+class TestPosition:
+    """Affine operators are counted as they run, from either end."""
+
+    LAYERS = ("0", "3", "6", "8")
+    """The convolutions and dense layers of the small network, in their order."""
+
+    @pytest.mark.parametrize("at", range(4))
+    def test_is_the_layer_of_that_name(self, at: int) -> None:
+        model, x = randomized(plain_cnn()), images()
+        by_name = Composite("n", Epsilon(0.1), (LayerRule(Gamma(0.5), name=self.LAYERS[at]),))
+        expected = relevance(model, x, composite=by_name).relevance
+        for position in (at, at - 4):
+            rule = LayerRule(Gamma(0.5), position=position)
+            ours = relevance(model, x, composite=Composite("p", Epsilon(0.1), (rule,)))
+            assert torch.equal(ours.relevance, expected)
+        assert rel_l2(expected, relevance(model, x, composite=epsilon(0.1)).relevance) > 1e-6
+
+    @pytest.mark.parametrize("position", [4, -5, 99])
+    def test_beyond_the_ends_matches_nothing(self, position: int) -> None:
+        model, x = randomized(plain_cnn()), images()
+        composite = Composite("p", Epsilon(0.1), (LayerRule(Gamma(0.5), position=position),))
+        ours = relevance(model, x, composite=composite).relevance
+        assert torch.equal(ours, relevance(model, x, composite=epsilon(0.1)).relevance)
+
+    def test_a_merged_batch_normalisation_has_no_place(self) -> None:
+        """Whatever the rules are: the stem is 0, its blocks 1 to 6, the dense layer the last."""
+        model, x = randomized(TinyResNet()), images()
+        for rule in (Epsilon(0.1), ZPlus()):
+            expected = Composite("n", rule, (LayerRule(Gamma(0.5), name="fc"),))
+            for position in (7, -1):
+                ours = Composite("p", rule, (LayerRule(Gamma(0.5), position=position),))
+                assert torch.equal(
+                    relevance(model, x, composite=ours).relevance,
+                    relevance(model, x, composite=expected).relevance,
+                )
+
+    def test_a_layer_that_runs_twice_has_two_places(self) -> None:
+        def forward(net: Any, x: Tensor) -> Tensor:
+            logits: Tensor = net.fc(F.relu(net.conv(F.relu(net.conv(x)))).flatten(1))
+            return logits
+
+        shared = nn.Conv2d(3, 3, 3, padding=1)
+        model = randomized(Whole(forward, conv=shared, fc=nn.Linear(768, 3)))
+        x = images()
+        maps = [
+            relevance(
+                model, x, composite=Composite("p", Epsilon(0.1), (LayerRule(ZPlus(), **where),))
+            ).relevance
+            for where in ({"position": 0}, {"position": 1}, {"name": "conv"})
+        ]
+        assert rel_l2(maps[0], maps[1]) > 1e-3
+        assert rel_l2(maps[0], maps[2]) > 1e-3
+        assert rel_l2(maps[1], maps[2]) > 1e-3
+
+    def test_goes_with_the_other_conditions(self) -> None:
+        rule = LayerRule(ZPlus(), kind="dense", name="fc*", position=-1)
+        assert rule.matches("dense", "fc2", False, (3, -1))
+        assert not rule.matches("dense", "fc2", False, (2, -2))
+        assert not rule.matches("convolution", "fc2", False, (3, -1))
+        assert not rule.matches("dense", "fc2", False)
+
+    def test_in_the_books_and_the_memory(self) -> None:
+        model, x = randomized(TinyResNet()), images()
+        composite = Composite("p", Epsilon(0.1), (LayerRule(Gamma(0.5), position=-2),))
+        assert conservation(model, x, composite=composite).residual <= 1e-10
+        assert saved_bytes(model, x, composite=composite) > 0
+
+    def test_survives_json(self) -> None:
+        composite = Composite("p", Zero(), (LayerRule(ZPlus(), position=-1),))
+        record = json.loads(json.dumps(composite.to_dict()))
+        assert record["layers"][0]["position"] == -1
+        assert Composite.from_dict(record) == composite
+
+    def test_a_fraction_is_refused(self) -> None:
+        with pytest.raises(ConfigurationError, match=r"position is 0\.5"):
+            LayerRule(ZPlus(), position=0.5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [-1.0, float("nan")])
