@@ -42,7 +42,7 @@ ORDER = (
 """The way of the data (docs/architecture.md): a part imports from its own row or those above."""
 
 RANK = {part: rank for rank, row in enumerate(ORDER) for part in row}
-OPTIONAL = {"matplotlib", "torchattacks", "sklearn", "timm", "ray", "fastapi", "uvicorn"}
+OPTIONAL = {"matplotlib", "torchattacks", "sklearn", "timm", "ray", "fastapi", "uvicorn", "art"}
 MAX_LINES = 400
 
 

@@ -10,8 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from lrpguard.attacks.pgd import check_labels
-from lrpguard.errors import ConfigurationError, NonFiniteScoreError, NotCalibratedError
+from lrpguard.errors import (
+    ConfigurationError,
+    ModelOutputError,
+    NonFiniteScoreError,
+    NotCalibratedError,
+)
 from lrpguard.inputs import check_images, check_model
+from lrpguard.lrp.engine import plain_logits
 from lrpguard.smoothing import to_model
 
 BATCH = 32
@@ -66,6 +72,7 @@ class Baseline(Protocol):
         Raises:
             NotCalibratedError: The baseline has not been fitted.
             InputError: The images are not what lrpguard takes.
+            ModelOutputError: The model's logits are not finite.
             NonFiniteScoreError: A score is NaN or infinite.
         """
         ...
@@ -141,6 +148,22 @@ class UnfittedBaseline(ModelBaseline[None]):
         return None
 
 
+def finite_logits(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the model's logits [B, K], without a graph.
+
+    Raises:
+        ModelOutputError: The output is not logits, or not finite.
+    """
+    logits = plain_logits(model, images)
+    if not bool(torch.isfinite(logits).all()):
+        bad = (~torch.isfinite(logits)).any(1).nonzero().flatten().tolist()
+        raise ModelOutputError(
+            f"the model's logits of images {bad[:8]} are NaN or infinite; a baseline scores "
+            "finite ones. Look at the model's weights, and at these images."
+        )
+    return logits
+
+
 def check_scores(scores: Tensor, name: str) -> Tensor:
     """Return scores as float64 on the CPU [B].
 
@@ -152,7 +175,7 @@ def check_scores(scores: Tensor, name: str) -> Tensor:
     if bad:
         raise NonFiniteScoreError(
             f"the baseline {name!r} gives image {bad[0]} the score {float(scores[bad[0]])}; "
-            "expected a finite one. Are the model's logits finite on it?"
+            "expected a finite one. Are the model's logits and gradients finite on it?"
         )
     return scores
 

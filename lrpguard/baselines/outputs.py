@@ -8,13 +8,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lrpguard.baselines.base import UnfittedBaseline, check_positive
-from lrpguard.lrp.engine import plain_logits
+from lrpguard.baselines.base import UnfittedBaseline, check_positive, finite_logits
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MaxSoftmax(UnfittedBaseline):
-    """One minus the maximum softmax probability.
+    """Low maximum softmax probability p, as ``log((1 - p) / p)``.
+
+    The order is that of ``1 - p``, which rounds to 0 where the model is sure.
 
     Source: Hendrycks, Gimpel 2017, "A baseline for detecting misclassified and
     out-of-distribution examples in neural networks", section 2.
@@ -28,10 +29,9 @@ class MaxSoftmax(UnfittedBaseline):
         return "1 forward"
 
     def _score(self, model: nn.Module, state: None, images: Tensor) -> Tensor:
-        logits = plain_logits(model, images).double()
-        # Summed over the other classes: 1 - p would round to 0 where the model is sure.
+        logits = finite_logits(model, images).double()
         others = logits.scatter(1, logits.argmax(1, keepdim=True), -torch.inf)
-        return torch.exp(others.logsumexp(1) - logits.logsumexp(1))
+        return others.logsumexp(1) - logits.amax(1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,7 +50,7 @@ class MaxLogit(UnfittedBaseline):
         return "1 forward"
 
     def _score(self, model: nn.Module, state: None, images: Tensor) -> Tensor:
-        return -plain_logits(model, images).double().amax(1)
+        return -finite_logits(model, images).double().amax(1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -76,5 +76,5 @@ class Energy(UnfittedBaseline):
         return "1 forward"
 
     def _score(self, model: nn.Module, state: None, images: Tensor) -> Tensor:
-        logits = plain_logits(model, images).double()
+        logits = finite_logits(model, images).double()
         return -self.temperature * (logits / self.temperature).logsumexp(1)

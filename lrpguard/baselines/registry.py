@@ -7,11 +7,28 @@ from types import MappingProxyType
 from typing import Any
 
 from lrpguard.baselines.base import Baseline
+from lrpguard.baselines.copies import Disagreement
+from lrpguard.baselines.gradients import GradNorm, InputGradient, SmoothGradVariance
+from lrpguard.baselines.lid import Lid, LidOneClass
+from lrpguard.baselines.odds import Odds
 from lrpguard.baselines.outputs import Energy, MaxLogit, MaxSoftmax
+from lrpguard.baselines.penultimate import Mahalanobis, NearestNeighbours
+from lrpguard.baselines.squeezing import FeatureSqueezing
+from lrpguard.baselines.two_sided import TwoSided
 from lrpguard.errors import ConfigurationError
 
+_ONE_SIDED = (MaxSoftmax, MaxLogit, Energy, GradNorm, InputGradient, SmoothGradVariance)
+
+_FEATURES = (Mahalanobis, NearestNeighbours, LidOneClass, Lid)
+
+
+def _two_sided(inner: Callable[..., Baseline]) -> Callable[..., Baseline]:
+    return lambda **options: TwoSided(inner=inner(**options))
+
+
 BASELINES: Mapping[str, Callable[..., Baseline]] = MappingProxyType(
-    {cls.name: cls for cls in (MaxSoftmax, MaxLogit, Energy)}
+    {cls.name: cls for cls in (*_ONE_SIDED, Disagreement, Odds, FeatureSqueezing, *_FEATURES)}
+    | {f"{cls.name}-two-sided": _two_sided(cls) for cls in _ONE_SIDED}
 )
 """From a name to what makes the unfitted baseline of its options."""
 
