@@ -18,6 +18,7 @@ LrpGuardError
 │   ├── CalibrationFileError           unreadable, altered or from a newer lrpguard
 │   └── CalibrationMismatchError       made for another model, precision or image size
 ├── NonFiniteScoreError                a score is NaN or infinite
+├── EvaluationError                    an evaluation would count what it must not
 ├── LoadingError                       a model or data specification cannot be loaded
 └── MissingDependencyError             an optional extra is not installed
 
@@ -106,6 +107,10 @@ class CalibrationMismatchError(CalibrationError):
 
 class NonFiniteScoreError(LrpGuardError):
     """A score is NaN or infinite."""
+
+
+class EvaluationError(LrpGuardError):
+    """An evaluation would count what it must not: splits overlap, or an attack left its ball."""
 
 
 class LoadingError(LrpGuardError):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,9 @@ from lrpguard.inputs import check_eval, check_images
 
 STEP_FACTOR = 2.5
 """Default of step_size * steps / eps: far enough to cross the ball and come back."""
+
+Norm = Literal["linf", "l2"]
+"""Norms whose balls the attack knows."""
 
 _LEVELS = 255
 
@@ -25,11 +30,12 @@ def pgd(
     eps: float,
     steps: int,
     step_size: float | None = None,
-    norm: Literal["linf"] = "linf",
+    norm: Norm = "linf",
+    targeted: bool = False,
     random_start: bool = True,
     seed: int = 0,
 ) -> Tensor:
-    """Attack images by untargeted projected gradient ascent on the cross-entropy.
+    """Attack images by projected gradient ascent on the cross-entropy.
 
     Nothing of the model changes: parameters, their ``grad`` and ``requires_grad``, the mode.
     It works when called under ``no_grad`` or ``inference_mode``. The whole number of steps is
@@ -45,11 +51,14 @@ def pgd(
         model: From images [B, C, H, W] in [0, 1] to logits [B, K], in eval mode.
         images: Clean images [B, C, H, W] in [0, 1], on the model's device.
         labels: Class that each image is led away from, integers [B].
-        eps: Largest change of a pixel, in [0, 1] (5/255 in the paper).
+        eps: Radius of the ball. In ``"linf"`` the largest change of a pixel, in [0, 1] (5/255 in
+            the paper); in ``"l2"`` the length of the change of the whole image.
         steps: Gradient steps, at least 1 (10 in the paper).
-        step_size: Change of a pixel in one step; ``2.5 * eps / steps`` by default.
-        norm: The ball's norm; only ``"linf"``.
-        random_start: Start from uniform noise in the ball, instead of the image itself.
+        step_size: Length of one step in that norm; ``2.5 * eps / steps`` by default.
+        norm: The ball's norm. In ``"l2"`` a step goes along the gradient, not its sign.
+        targeted: Lead each image towards its label instead.
+        random_start: Start from noise in the ball, instead of the image itself: uniform in
+            ``"linf"``, of random direction and length in ``"l2"``.
         seed: Seed of that noise. The noise depends on it and on the shape of ``images``.
 
     Returns:
@@ -69,14 +78,13 @@ def pgd(
     _check_settings(eps=eps, steps=steps, step_size=step_size, norm=norm)
     with torch.inference_mode(False), torch.enable_grad():
         clean = check_images(images).clone()
-        targets = check_labels(labels, clean)
-        low, high = (clean - eps).clamp(min=0), (clean + eps).clamp(max=1)
-        adversarial = clean
-        if random_start:
-            adversarial = torch.clamp(clean + _uniform(clean, eps, seed), low, high)
+        classes = check_labels(labels, clean)
+        ball = _Ball(clean, eps, norm)
+        adversarial = ball.project(clean + ball.noise(seed)) if random_start else clean
+        step = -step_size if targeted else step_size
         for _ in range(steps):
-            gradient = _loss_gradient(model, adversarial, targets)
-            adversarial = torch.clamp(adversarial + step_size * gradient.sign(), low, high)
+            gradient = loss_gradient(model, adversarial, classes)
+            adversarial = ball.project(adversarial + step * ball.direction(gradient))
         return adversarial
 
 
@@ -111,26 +119,68 @@ def check_labels(labels: Tensor, images: Tensor) -> Tensor:
 
 
 def _check_settings(*, eps: float, steps: int, step_size: float, norm: str) -> None:
-    if norm != "linf":
-        raise ConfigurationError(f"norm is {norm!r}; this attack knows 'linf' alone.")
-    if not 0 <= eps <= 1:
+    if norm not in get_args(Norm):
+        raise ConfigurationError(f"norm is {norm!r}; this attack knows {get_args(Norm)}.")
+    if not 0 <= eps <= (1 if norm == "linf" else math.inf):
         raise ConfigurationError(
-            f"eps is {eps}; expected a change of pixels in [0, 1], e.g. 5/255."
+            f"eps is {eps}; expected a change of pixels in [0, 1], e.g. 5/255, or in l2 a length."
         )
     if steps < 1:
         raise ConfigurationError(f"steps is {steps}; expected at least 1.")
-    if not 0 <= step_size <= 1:
+    if not 0 <= step_size <= (1 if norm == "linf" else math.inf):
         raise ConfigurationError(f"step_size is {step_size}; expected a value in [0, 1].")
 
 
-def _uniform(images: Tensor, eps: float, seed: int) -> Tensor:
-    """Return noise in [-eps, eps], drawn on the CPU: the same for every device."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.rand(images.shape, generator=generator).mul_(2 * eps).sub_(eps)
-    return noise.to(images.device, images.dtype)
+@dataclass(frozen=True)
+class _Ball:
+    """The images that an attack may reach: around each clean one, in [0, 1].
+
+    Attributes:
+        clean: The centres [B, C, H, W].
+        eps: Radius.
+        norm: Which norm.
+    """
+
+    clean: Tensor
+    eps: float
+    norm: Norm
+
+    def noise(self, seed: int) -> Tensor:
+        """Return a start within the ball, drawn on the CPU: the same for every device."""
+        generator = torch.Generator().manual_seed(seed)
+        shape = self.clean.shape
+        if self.norm == "linf":
+            noise = torch.rand(shape, generator=generator).mul_(2 * self.eps).sub_(self.eps)
+        else:
+            noise = self.direction(torch.randn(shape, generator=generator))
+            noise *= self.eps * torch.rand(len(noise), 1, 1, 1, generator=generator)
+        return noise.to(self.clean.device, self.clean.dtype)
+
+    def direction(self, gradient: Tensor) -> Tensor:
+        """Return the steepest change of length 1 in this norm."""
+        if self.norm == "linf":
+            return gradient.sign()
+        return gradient / lengths(gradient).clamp(min=torch.finfo(gradient.dtype).tiny)
+
+    def project(self, images: Tensor) -> Tensor:
+        """Return the images brought back into the ball and into [0, 1]."""
+        if self.norm == "linf":
+            low, high = (self.clean - self.eps).clamp(min=0), (self.clean + self.eps).clamp(max=1)
+            return torch.clamp(images, low, high)
+        change = images - self.clean
+        tiny = torch.finfo(change.dtype).tiny
+        return (
+            self.clean + change * (self.eps / lengths(change).clamp(min=tiny)).clamp(max=1)
+        ).clamp(0, 1)
 
 
-def _loss_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def lengths(changes: Tensor) -> Tensor:
+    """Return the Euclidean length of each change [B, C, H, W], as [B, 1, 1, 1]."""
+    norms: Tensor = torch.linalg.vector_norm(changes, dim=(1, 2, 3), keepdim=True)
+    return norms
+
+
+def loss_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Return the gradient of the cross-entropy at the images alone, [B, C, H, W]."""
     images = images.detach().requires_grad_()
     # The sum, not the mean: an image's gradient does not depend on the batch it is in.

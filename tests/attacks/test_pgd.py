@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lrpguard.attacks import pgd, quantize
+from lrpguard.attacks.pgd import Norm
 from lrpguard.errors import ConfigurationError, InputRangeError, TrainingModeError
 
 EPS = 8 / 255
@@ -134,10 +135,48 @@ def test_works_where_gradients_are_off(
         assert torch.equal(pgd(model, images.clone(), labels.clone(), eps=EPS, steps=3), expected)
 
 
-def test_eps_0_changes_nothing() -> None:
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_eps_0_changes_nothing(norm: Norm) -> None:
     images, labels = batch()
 
-    assert torch.equal(pgd(small_net(), images, labels, eps=0.0, steps=3), images)
+    assert torch.equal(pgd(small_net(), images, labels, eps=0.0, steps=3, norm=norm), images)
+
+
+def test_l2_equals_torchattacks_without_a_random_start() -> None:
+    torchattacks = pytest.importorskip("torchattacks", reason="needs lrpguard[attacks]")
+    model = small_net()
+    images, labels = batch()
+    oracle = torchattacks.PGDL2(model, eps=0.5, alpha=0.2, steps=7, random_start=False)
+
+    ours = pgd(
+        model, images, labels, eps=0.5, steps=7, step_size=0.2, norm="l2", random_start=False
+    )
+
+    torch.testing.assert_close(ours, oracle(images, labels), atol=1e-5, rtol=0)
+
+
+def test_l2_uses_the_ball_and_stays_in_it() -> None:
+    images, labels = batch()
+    images[0] = images[0].round()
+
+    adversarial = pgd(small_net(), images, labels, eps=0.5, steps=5, norm="l2")
+
+    change = (adversarial - images).flatten(1).norm(dim=1)
+    assert change.max() <= 0.5 + 1e-5
+    assert change[1:].min() > 0.45
+    assert adversarial.min() >= 0
+    assert adversarial.max() <= 1
+
+
+def test_targeted_leads_towards_the_label() -> None:
+    model = small_net()
+    images, labels = batch()
+
+    adversarial = pgd(model, images, labels, eps=EPS, steps=5, targeted=True)
+
+    before = functional.cross_entropy(model(images), labels, reduction="none")
+    after = functional.cross_entropy(model(adversarial), labels, reduction="none")
+    assert bool((after < before).all())
 
 
 def test_refuses_what_it_cannot_attack() -> None:
@@ -157,8 +196,8 @@ def test_refuses_what_it_cannot_attack() -> None:
         pgd(model, images, labels[:3], eps=EPS, steps=1)
     with pytest.raises(ConfigurationError, match="one integer class"):
         pgd(model, images, labels.float(), eps=EPS, steps=1)
-    with pytest.raises(ConfigurationError, match="'l2'"):
-        pgd(model, images, labels, eps=EPS, steps=1, norm="l2")  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="'l1'"):
+        pgd(model, images, labels, eps=EPS, steps=1, norm="l1")  # type: ignore[arg-type]
 
 
 def test_quantize_rounds_to_8_bits() -> None:
