@@ -15,6 +15,7 @@ from lrpguard.baselines.copies import Noise, NoisyBaseline, noisy_copies
 from lrpguard.baselines.features import affine_call
 from lrpguard.errors import UnsupportedModelError
 from lrpguard.lrp.engine import check_logits, graph_mode
+from lrpguard.lrp.gradient import input_gradient
 from lrpguard.moments import RunningMoments
 
 GRAPH_BATCH = 8
@@ -115,9 +116,9 @@ class InputGradient(UnfittedBaseline):
 class SmoothGradVariance(NoisyBaseline):
     """Logarithm of the pixels' mean variance of the gradient over noisy copies.
 
-    The gradient is that of the predicted class's logit at the pixels: what lrpguard's variance
-    is without LRP. Source: Smilkov et al. 2017, "SmoothGrad: removing noise by adding noise";
-    Raulf et al. 2021, section 3.2, for the variance as a score.
+    The gradient is that of the predicted class's logit at the network's input, after a known
+    normalisation, where LRP takes its relevance too. Source: Smilkov et al. 2017, "SmoothGrad:
+    removing noise by adding noise"; Raulf et al. 2021, section 3.2, for the variance as a score.
 
     See :class:`NoisyBaseline` for the options; ``n`` is at least 2.
     """
@@ -139,10 +140,7 @@ class SmoothGradVariance(NoisyBaseline):
         moments = RunningMoments()
         noise = Noise("gaussian", self.sigma)
         for part in noisy_copies(image, noise, n=self.n, seed=self.seed, batch=GRAPH_BATCH):
-            with graph_mode():
-                leaf = part.detach().clone().requires_grad_()
-                logits = check_logits(model(leaf.clone()), len(part))
-                moments.update(torch.autograd.grad(logits[:, label].sum(), leaf)[0])
+            moments.update(input_gradient(model, part, label.expand(len(part))).gradient)
         return moments.variance.mean()
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from lrpguard.baselines.art import ArtBinaryActivation, ArtBinaryInput, ArtSubsetScan
 from lrpguard.baselines.base import Baseline
 from lrpguard.baselines.copies import Disagreement
 from lrpguard.baselines.gradients import GradNorm, InputGradient, SmoothGradVariance
@@ -19,7 +20,18 @@ from lrpguard.errors import ConfigurationError
 
 _ONE_SIDED = (MaxSoftmax, MaxLogit, Energy, GradNorm, InputGradient, SmoothGradVariance)
 
-_FEATURES = (Mahalanobis, NearestNeighbours, LidOneClass, Lid)
+_OTHERS = (
+    Disagreement,
+    Odds,
+    FeatureSqueezing,
+    Mahalanobis,
+    NearestNeighbours,
+    LidOneClass,
+    Lid,
+    ArtSubsetScan,
+    ArtBinaryInput,
+    ArtBinaryActivation,
+)
 
 
 def _two_sided(inner: Callable[..., Baseline]) -> Callable[..., Baseline]:
@@ -27,7 +39,7 @@ def _two_sided(inner: Callable[..., Baseline]) -> Callable[..., Baseline]:
 
 
 BASELINES: Mapping[str, Callable[..., Baseline]] = MappingProxyType(
-    {cls.name: cls for cls in (*_ONE_SIDED, Disagreement, Odds, FeatureSqueezing, *_FEATURES)}
+    {cls.name: cls for cls in (*_ONE_SIDED, *_OTHERS)}
     | {f"{cls.name}-two-sided": _two_sided(cls) for cls in _ONE_SIDED}
 )
 """From a name to what makes the unfitted baseline of its options."""
