@@ -2,6 +2,7 @@
 
 from lrpguard.attribution import attribute
 from lrpguard.calibration import Calibration
+from lrpguard.consensus import Consensus
 from lrpguard.evidence import Evidence
 from lrpguard.guard import Guard, GuardedClassifier
 from lrpguard.inputs import NormalizedModel, normalized
@@ -12,6 +13,7 @@ from lrpguard.version import __version__
 
 __all__ = [
     "Calibration",
+    "Consensus",
     "Evidence",
     "Guard",
     "GuardedClassifier",

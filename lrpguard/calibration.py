@@ -29,11 +29,12 @@ from lrpguard.errors import (
     ConfigurationError,
     InputShapeError,
     NonFiniteScoreError,
+    NotCalibratedError,
 )
 from lrpguard.lrp.composites import Composite
 from lrpguard.smoothing import Smoothing
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the calibration file's form."""
 
 _RECORD = "lrpguard"
@@ -46,6 +47,8 @@ class Calibration:
     Attributes:
         detector: The fitted detector.
         anomalies: Anomaly scores of the clean calibration images, ascending, float64 [n].
+        proposals: Evidence for another label of the same images, ascending, float64 [n]; None
+            where the detector has no candidates.
         alpha: False-positive rate at which requests are flagged, in (0, 1).
         smoothing: How the copies were made and explained.
         image_shape: (C, H, W) of the images.
@@ -64,6 +67,7 @@ class Calibration:
 
     detector: Detector
     anomalies: Tensor
+    proposals: Tensor | None
     alpha: float
     smoothing: Smoothing
     image_shape: tuple[int, int, int]
@@ -76,12 +80,9 @@ class Calibration:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "alpha", round(float(self.alpha), 12))  # 1 - 0.9 is meant as 0.1
-        object.__setattr__(self, "anomalies", self.anomalies.double().sort().values)
-        if not bool(torch.isfinite(self.anomalies).all()):
-            raise NonFiniteScoreError(
-                f"{int((~torch.isfinite(self.anomalies)).sum())} of {self.n} calibration scores "
-                "are NaN or infinite; a model whose outputs overflow cannot be calibrated."
-            )
+        object.__setattr__(self, "anomalies", _ascending(self.anomalies))
+        if self.proposals is not None:
+            object.__setattr__(self, "proposals", _ascending(self.proposals))
         check_size(self.n, self.alpha)
 
     @property
@@ -111,8 +112,25 @@ class Calibration:
         Args:
             anomalies: Anomaly scores of the requests [B].
         """
-        below = torch.searchsorted(self.anomalies, anomalies.to(self.anomalies))
-        return (1 + self.n - below).double() / (self.n + 1)
+        return _p_values(self.anomalies, anomalies)
+
+    def replacement_p_values(self, evidence: Tensor) -> Tensor:
+        """Return the conformal p-values of the evidence for another label, float64 [B].
+
+        For a clean request P(p <= harm) <= harm: that bounds how often a clean label is replaced.
+
+        Args:
+            evidence: Evidence of the proposals of the requests [B].
+
+        Raises:
+            NotCalibratedError: The detector has no candidates, so nothing was kept of them.
+        """
+        if self.proposals is None:
+            raise NotCalibratedError(
+                f"the calibration is one of the {self.detector.name!r} detector, which proposes no "
+                "other label. Calibrate with detector='combined', or restore by Whitening()."
+            )
+        return _p_values(self.proposals, evidence)
 
     def check_matches(self, fingerprint: str, precision: str) -> None:
         """Refuse a model other than the calibrated one.
@@ -164,6 +182,8 @@ class Calibration:
             f"detector.{name}": tensor.contiguous()
             for name, tensor in self.detector.state().items()
         }
+        if self.proposals is not None:
+            tensors["proposals"] = self.proposals
         record = self._record()
         record["digest"] = _digest(tensors, record)
         path = Path(path)
@@ -246,6 +266,27 @@ def check_size(n: int, alpha: float) -> None:
         )
 
 
+def _ascending(scores: Tensor) -> Tensor:
+    """Return clean scores ascending, float64 [n].
+
+    Raises:
+        NonFiniteScoreError: One is NaN or infinite.
+    """
+    broken = int((~torch.isfinite(scores)).sum())
+    if broken:
+        raise NonFiniteScoreError(
+            f"{broken} of {len(scores)} calibration scores are NaN or infinite; a model whose "
+            "outputs overflow cannot be calibrated."
+        )
+    return scores.double().sort().values
+
+
+def _p_values(clean: Tensor, scores: Tensor) -> Tensor:
+    """Return ``(1 + #{clean >= s}) / (n + 1)`` of scores [B] among ascending clean ones [n]."""
+    below = torch.searchsorted(clean, scores.to(clean))
+    return (1 + len(clean) - below).double() / (len(clean) + 1)
+
+
 def _flagged_rank(n: int, alpha: float) -> int:
     """Return k = floor(alpha (n + 1)): the k largest calibration scores are flagged."""
     return math.floor(alpha * (n + 1) + 1e-9)
@@ -293,6 +334,7 @@ def _from_record(tensors: dict[str, Tensor], record: Mapping[str, Any]) -> Calib
     return Calibration(
         detector=load_detector(record["detector"], tuple(record["scores"]), state),
         anomalies=tensors["anomalies"],
+        proposals=tensors.get("proposals"),
         alpha=record["alpha"],
         smoothing=Smoothing(composite=composite, **smoothing),
         image_shape=(channels, height, width),

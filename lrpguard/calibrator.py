@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from lrpguard.calibration import Calibration, check_size
-from lrpguard.detector import fit_detector, needs_fit
+from lrpguard.consensus import propose
+from lrpguard.detector import CombinedDetector, Detector, fit_detector, needs_fit
 from lrpguard.errors import CalibrationSizeError, InputShapeError, NonFiniteScoreError
 from lrpguard.evidence import Evidence
 from lrpguard.inputs import check_images
 from lrpguard.noise import image_digest
+from lrpguard.readings import Readings, read
 from lrpguard.scorelog import ScoreLog
-from lrpguard.scores import SCORES, score_matrix
+from lrpguard.scores import SCORES
 from lrpguard.smoothing import Smoothing
 from lrpguard.version import __version__
+from lrpguard.views import VIEWS
 
 FIT_SHARE = 0.5
 """Share of the images that fits a detector that learns; the rest calibrates it."""
@@ -96,28 +99,30 @@ def _score_new(images: Tensor, log: ScoreLog, evidence: Callable[[Tensor], Evide
     fresh = {d: i for i, d in enumerate(digests) if d not in log.scores}
     if not fresh:
         return
-    matrix = score_matrix(evidence(images[list(fresh.values())]), tuple(SCORES))
-    log.add(dict(zip(fresh, matrix.tolist(), strict=True)))
+    readings = read(evidence(images[list(fresh.values())]), tuple(SCORES))
+    log.add(dict(zip(fresh, readings.to_rows(), strict=True)))
 
 
 def _from_scores(
     scores: dict[str, list[float]], shape: tuple[int, int, int], plan: Plan
 ) -> Calibration:
     order = sorted(scores, key=lambda digest: hashlib.sha256(digest.encode()).digest())
-    matrix = torch.tensor([scores[digest] for digest in order], dtype=torch.float64)
-    broken = (~torch.isfinite(matrix)).any(1)
-    if bool(broken.any()):
+    rows = [scores[digest] for digest in order]
+    broken = sum(not all(map(math.isfinite, row)) for row in rows)
+    if broken:
         raise NonFiniteScoreError(
-            f"{int(broken.sum())} of {len(matrix)} clean images have NaN or infinite scores; the "
+            f"{broken} of {len(rows)} clean images have NaN or infinite scores; the "
             "model overflows on them or on their noisy copies. Run it in float32, or lower sigma."
         )
-    fit_n = round(FIT_SHARE * len(matrix)) if needs_fit(plan.detector) else 0
-    check_size(len(matrix) - fit_n, plan.alpha)
-    detector = fit_detector(plan.detector, matrix[:fit_n])
-    columns = [list(SCORES).index(name) for name in detector.score_names]
+    readings = Readings.from_rows(tuple(SCORES), rows)
+    fit_n = round(FIT_SHARE * len(rows)) if needs_fit(plan.detector) else 0
+    check_size(len(rows) - fit_n, plan.alpha)
+    detector = fit_detector(plan.detector, readings.select(slice(fit_n)))
+    rest = readings.select(slice(fit_n, None))
     return Calibration(
         detector=detector,
-        anomalies=detector.anomaly(matrix[fit_n:, columns]).sort().values,
+        anomalies=detector.anomaly(rest),
+        proposals=_proposals(detector, rest),
         alpha=plan.alpha,
         smoothing=plan.smoothing,
         image_shape=shape,
@@ -128,6 +133,13 @@ def _from_scores(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         version=__version__,
     )
+
+
+def _proposals(detector: Detector, readings: Readings) -> Tensor | None:
+    """Return the evidence for another label of clean images, where there are candidates [n]."""
+    if not isinstance(detector, CombinedDetector) or readings.candidates is None:
+        return None
+    return propose(readings.candidates, detector.consistency).evidence
 
 
 def _header(plan: Plan) -> dict[str, object]:
@@ -142,6 +154,7 @@ def _header(plan: Plan) -> dict[str, object]:
         "composite": smoothing.composite.to_dict(),
         "key": hashlib.sha256(b"lrpguard checkpoint" + plan.key).hexdigest()[:16],
         "scores": list(SCORES),
+        "views": list(VIEWS),
     }
 
 

@@ -1,19 +1,25 @@
-"""From a vector of scores to one anomaly score; fitted on clean data alone."""
+"""From a request's readings to one anomaly score; fitted on clean data alone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.optimize import nnls
 from scipy.special import ndtri
 from torch import Tensor
 
+from lrpguard.consistency import Candidates, ConsistencyModel
 from lrpguard.errors import CalibrationSizeError, ConfigurationError
+from lrpguard.readings import Readings
 from lrpguard.scores import SCORES
+
+Array = npt.NDArray[np.float64]
 
 FIT_IMAGES_PER_SCORE = 8
 """Clean images that the combined detector needs for each of its scores."""
@@ -24,9 +30,17 @@ CONSTANT_SCALE = 0.01
 SHRINKAGE = 0.1
 """Weight of the diagonal in the combined detector's covariance."""
 
+FOLDS = 5
+"""Parts in turn left out of the consistency model's fit, to see it on images it does not know."""
+
+SIDES: Mapping[str, float] = MappingProxyType(
+    {"margin": -1.0, "chroma_noise": 1.0, "line_noise": 1.0, "relevance_roughness": 1.0}
+)
+"""Scores that the combined detector takes beside the consistency, and which end is suspicious."""
+
 
 class Detector(Protocol):
-    """One anomaly score from a vector of scores; larger is more anomalous."""
+    """One anomaly score from the readings; larger is more anomalous."""
 
     @property
     def name(self) -> str:
@@ -34,10 +48,14 @@ class Detector(Protocol):
 
     @property
     def score_names(self) -> tuple[str, ...]:
-        """Scores it takes, in order."""
+        """Scores it takes."""
 
-    def anomaly(self, scores: Tensor) -> Tensor:
-        """Return the anomaly score [B] of score vectors [B, S]."""
+    @property
+    def takes_views(self) -> bool:
+        """Whether it needs the candidates, and so the denoised views."""
+
+    def anomaly(self, readings: Readings) -> Tensor:
+        """Return the anomaly score of each request, float64 [B]."""
 
     def state(self) -> dict[str, Tensor]:
         """Return what was fitted, for the calibration file."""
@@ -52,10 +70,11 @@ class PaperDetector:
 
     name: str = "paper"
     score_names: tuple[str, ...] = ("relevance_variance",)
+    takes_views: bool = False
 
-    def anomaly(self, scores: Tensor) -> Tensor:
-        """Return the one score [B] of [B, 1]."""
-        return scores[:, 0]
+    def anomaly(self, readings: Readings) -> Tensor:
+        """Return the one score [B]."""
+        return readings.column("relevance_variance")
 
     def state(self) -> dict[str, Tensor]:
         """Nothing is fitted."""
@@ -64,37 +83,51 @@ class PaperDetector:
 
 @dataclass(frozen=True)
 class CombinedDetector:
-    """Distance of the score vector from clean data, two-sided in each score.
+    """How far a request lies from clean data, towards the suspicious end of its scores.
 
-    Each score is mapped to a standard normal one by its empirical distribution on clean
-    data, linearly continued beyond its range. The anomaly is the squared Mahalanobis
-    distance of the mapped vector.
+    The first score is the consistency: how much more than on clean images noise and denoising
+    speak for another class. Each score is mapped to a standard normal one by its empirical
+    distribution on clean data, linearly continued beyond its range, and turned so that large is
+    suspicious. The anomaly is the likelihood-ratio statistic against a shift of the mean into
+    the positive orthant: the squared Mahalanobis norm of the nearest point of that cone.
 
     Attributes:
-        score_names: The S scores.
-        reference: Clean scores, each column sorted [n, S].
-        precision: Inverse covariance of the mapped clean scores [S, S].
+        consistency: Fitted model of the candidates.
+        score_names: The other scores.
+        reference: Scores of the clean fit images, consistency first, each column sorted [n, S].
+        root: Upper triangular R with ``R^T R`` the inverse covariance of the mapped scores [S, S].
+
+    Source: Kudo 1963, Perlman 1969 (one-sided multivariate tests).
     """
 
+    consistency: ConsistencyModel
     score_names: tuple[str, ...]
     reference: Tensor
-    precision: Tensor
+    root: Tensor
     name: str = "combined"
+    takes_views: bool = True
 
     @staticmethod
-    def fit(scores: Tensor, score_names: tuple[str, ...]) -> CombinedDetector:
-        """Fit to the scores [n, S] of clean images.
+    def fit(readings: Readings, score_names: tuple[str, ...] = tuple(SIDES)) -> CombinedDetector:
+        """Fit to the readings of n clean images.
+
+        Args:
+            readings: Scores and candidates, at least those of ``score_names``.
+            score_names: Scores beside the consistency, of ``SIDES``.
 
         Raises:
             CalibrationSizeError: Fewer than ``FIT_IMAGES_PER_SCORE`` images a score.
         """
-        needed = FIT_IMAGES_PER_SCORE * len(score_names)
-        if len(scores) < needed:
+        needed = FIT_IMAGES_PER_SCORE * (1 + len(score_names))
+        if len(readings) < needed:
             raise CalibrationSizeError(
-                f"{len(scores)} clean images to fit the combined detector; it needs at least "
+                f"{len(readings)} clean images to fit the combined detector; it needs at least "
                 f"{needed}, beside those that calibrate its threshold. Give more clean images, "
                 "or use detector='paper', which fits nothing."
             )
+        found = _candidates(readings)
+        unseen = _unseen_consistency(found)
+        scores = torch.stack([unseen, *_turned(readings, score_names)], dim=1)
         reference = scores.sort(dim=0).values
         mapped = _to_normal(scores, reference)
         covariance = torch.atleast_2d(mapped.T.cov())
@@ -102,18 +135,20 @@ class CombinedDetector:
         covariance = covariance + torch.diag(constant)
         diagonal = torch.diag(covariance.diagonal())
         covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * diagonal
-        precision = torch.linalg.inv(covariance).contiguous()
-        return CombinedDetector(score_names, reference, precision)
+        root = torch.linalg.cholesky(torch.linalg.inv(covariance)).T.contiguous()
+        return CombinedDetector(ConsistencyModel.fit(found), score_names, reference, root)
 
-    def anomaly(self, scores: Tensor) -> Tensor:
-        """Return the squared Mahalanobis distance [B] of score vectors [B, S]."""
+    def anomaly(self, readings: Readings) -> Tensor:
+        """Return the anomaly score of each request, >= 0, float64 [B]."""
+        consistency = self.consistency.scores(_candidates(readings)).amax(1)
+        scores = torch.stack([consistency, *_turned(readings, self.score_names)], dim=1)
         mapped = _to_normal(scores, self.reference)
-        # Row by row: a product of whole matrices may round differently with the batch.
-        return torch.stack([row @ self.precision @ row for row in mapped])
+        return torch.tensor([_towards_cone(row, self.root) for row in mapped], dtype=torch.float64)
 
     def state(self) -> dict[str, Tensor]:
-        """Return the reference scores and the precision matrix."""
-        return {"reference": self.reference, "precision": self.precision}
+        """Return the consistency model, the reference scores and the covariance's root."""
+        model = {f"consistency.{name}": part for name, part in self.consistency.state().items()}
+        return {"reference": self.reference, "root": self.root, **model}
 
 
 def needs_fit(name: str) -> bool:
@@ -127,20 +162,18 @@ def needs_fit(name: str) -> bool:
     return name == "combined"
 
 
-def fit_detector(name: str, scores: Tensor) -> Detector:
-    """Return the named detector, fitted to clean scores in the registry's order.
+def fit_detector(name: str, readings: Readings) -> Detector:
+    """Return the named detector, fitted to the readings of clean images.
 
     Args:
         name: ``"paper"`` or ``"combined"``.
-        scores: Every score of the clean images set aside for the fit [n, len(SCORES)].
+        readings: Readings of the clean images set aside for the fit.
 
     Raises:
         ConfigurationError: There is no such detector.
         CalibrationSizeError: Too few images.
     """
-    if needs_fit(name):
-        return CombinedDetector.fit(scores, tuple(SCORES))
-    return PaperDetector()
+    return CombinedDetector.fit(readings) if needs_fit(name) else PaperDetector()
 
 
 def load_detector(name: str, score_names: tuple[str, ...], state: Mapping[str, Tensor]) -> Detector:
@@ -150,12 +183,51 @@ def load_detector(name: str, score_names: tuple[str, ...], state: Mapping[str, T
         ConfigurationError: There is no such detector, or a score is unknown.
         KeyError: A part of the state is missing.
     """
-    unknown = [score for score in score_names if score not in SCORES]
+    known = SIDES if needs_fit(name) else SCORES
+    unknown = [score for score in score_names if score not in known]
     if unknown:
-        raise ConfigurationError(f"no score is named {unknown}; there are {sorted(SCORES)}.")
-    if needs_fit(name):
-        return CombinedDetector(score_names, state["reference"], state["precision"])
-    return PaperDetector()
+        raise ConfigurationError(f"no score is named {unknown}; there are {sorted(known)}.")
+    if not needs_fit(name):
+        return PaperDetector()
+    prefix = "consistency."
+    model = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    return CombinedDetector(
+        ConsistencyModel.from_state(model), score_names, state["reference"], state["root"]
+    )
+
+
+def _candidates(readings: Readings) -> Candidates:
+    if readings.candidates is None:
+        raise ConfigurationError(
+            "the combined detector needs the denoised views, and they were not run; smooth with "
+            "views=True."
+        )
+    return readings.candidates
+
+
+def _turned(readings: Readings, names: tuple[str, ...]) -> list[Tensor]:
+    """Return the named scores, each turned so that large is suspicious [B]."""
+    return [SIDES[name] * readings.column(name) for name in names]
+
+
+def _unseen_consistency(found: Candidates) -> Tensor:
+    """Return the consistency of clean images under models that have not seen them [n].
+
+    A model knows the images that it was fitted on too well, most of all with many classes.
+    """
+    part = torch.arange(len(found)) % FOLDS
+    scores = torch.empty(len(found), dtype=torch.float64)
+    for fold in range(FOLDS):
+        model = ConsistencyModel.fit(found.select(part != fold))
+        scores[part == fold] = model.scores(found.select(part == fold)).amax(1)
+    return scores
+
+
+def _towards_cone(mapped: Tensor, root: Tensor) -> float:
+    """Return the squared norm of the point of the positive orthant nearest to the scores."""
+    target = (root @ mapped).numpy()
+    _, distance = nnls(root.numpy(), target)
+    return max(0.0, float(target @ target) - float(distance) ** 2)
 
 
 def _to_normal(scores: Tensor, reference: Tensor) -> Tensor:
@@ -171,13 +243,11 @@ def _to_normal(scores: Tensor, reference: Tensor) -> Tensor:
     return torch.from_numpy(np.stack(columns, axis=1))
 
 
-def _column_to_normal(
-    values: npt.NDArray[np.float64], known: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
+def _column_to_normal(values: Array, known: Array) -> Array:
     n = len(known)
     knots = np.unique(known)
     rank = (np.searchsorted(known, knots) + np.searchsorted(known, knots, side="right")) / 2
-    normal: npt.NDArray[np.float64] = np.interp(values, knots, ndtri((rank + 0.5) / (n + 1)))
+    normal: Array = np.interp(values, knots, ndtri((rank + 0.5) / (n + 1)))
     low, middle, high = known[int(0.05 * (n - 1))], known[n // 2], known[int(0.95 * (n - 1))]
     spread = float(known.std())
     varies = spread > 1e-9 * float(np.abs(known).max())  # else it is one value, and rounding

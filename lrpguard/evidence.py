@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +24,9 @@ class Evidence:
         relevance_variance: Unbiased variance over the copies of the relevance map [B, H, W].
         relevance_total: Summed relevance of each copy [B, N].
         relevance_quantiles: Quantiles over the copies [B, Q, H, W], where asked for.
+        view_logits: Logits of the denoised views [B, V, K], where asked for.
+        chroma_noise: Noise floor of the image's pixels, :func:`lrpguard.pixels.chroma_noise` [B].
+        line_noise: The same along one axis, :func:`lrpguard.pixels.line_noise` [B].
         sigma: Standard deviation of the noise, on the [0, 1] pixel scale.
     """
 
@@ -32,6 +37,9 @@ class Evidence:
     relevance_variance: Tensor
     relevance_total: Tensor
     relevance_quantiles: Tensor | None
+    view_logits: Tensor | None
+    chroma_noise: Tensor
+    line_noise: Tensor
     sigma: float
 
     def __len__(self) -> int:
@@ -50,29 +58,21 @@ class Evidence:
 
     def select(self, rows: Tensor | slice) -> Evidence:
         """Return the evidence of some of the requests, by index [R] or slice."""
-        quantiles = self.relevance_quantiles
-        return Evidence(
-            logits=self.logits[rows],
-            label=self.label[rows],
-            noisy_logits=self.noisy_logits[rows],
-            relevance_mean=self.relevance_mean[rows],
-            relevance_variance=self.relevance_variance[rows],
-            relevance_total=self.relevance_total[rows],
-            relevance_quantiles=None if quantiles is None else quantiles[rows],
-            sigma=self.sigma,
-        )
+        return self._map(lambda tensors: tensors[0][rows])
 
     @staticmethod
     def concatenate(parts: list[Evidence]) -> Evidence:
         """Join the evidence of several batches of equally sized requests, in order."""
-        quantiles = [p.relevance_quantiles for p in parts if p.relevance_quantiles is not None]
-        return Evidence(
-            logits=torch.cat([p.logits for p in parts]),
-            label=torch.cat([p.label for p in parts]),
-            noisy_logits=torch.cat([p.noisy_logits for p in parts]),
-            relevance_mean=torch.cat([p.relevance_mean for p in parts]),
-            relevance_variance=torch.cat([p.relevance_variance for p in parts]),
-            relevance_total=torch.cat([p.relevance_total for p in parts]),
-            relevance_quantiles=torch.cat(quantiles) if quantiles else None,
-            sigma=parts[0].sigma,
-        )
+        return parts[0]._map(torch.cat, parts)
+
+    def _map(
+        self, join: Callable[[list[Tensor]], Tensor], parts: list[Evidence] | None = None
+    ) -> Evidence:
+        """Apply a function to each tensor of all parts; what a part lacks stays None."""
+        parts = [self] if parts is None else parts
+        joined: dict[str, Any] = {}
+        for field in fields(self):
+            values = [getattr(part, field.name) for part in parts]
+            tensors = [value for value in values if isinstance(value, Tensor)]
+            joined[field.name] = join(tensors) if tensors else values[0]
+        return Evidence(**joined)

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from lrpguard.calibration import Calibration
 from lrpguard.calibrator import Plan, calibrate
+from lrpguard.consensus import Consensus, propose, restored
+from lrpguard.detector import CombinedDetector
 from lrpguard.errors import (
     CalibrationMismatchError,
     ConfigurationError,
@@ -25,8 +27,8 @@ from lrpguard.evidence import Evidence
 from lrpguard.fingerprint import model_fingerprint, model_precision
 from lrpguard.inputs import check_eval, check_images, check_model
 from lrpguard.noise import key_bytes
-from lrpguard.restoration import UNKNOWN, Restoration, Whitening, whiten
-from lrpguard.scores import score_matrix
+from lrpguard.readings import Readings, read
+from lrpguard.restoration import Restoration, Whitening, whiten
 from lrpguard.smoothing import (
     Smoothing,
     check_budget,
@@ -35,7 +37,7 @@ from lrpguard.smoothing import (
     smooth,
     to_model,
 )
-from lrpguard.verdict import Status, Verdict
+from lrpguard.verdict import Verdict, judged, unguarded, with_empty_maps, with_restoration
 
 Policy = Literal["fail_closed", "fail_open"]
 
@@ -53,7 +55,10 @@ class Guard(nn.Module):
             Wrap a model that wants normalised input with :func:`lrpguard.normalized`.
         calibration: A :class:`Calibration`, or the file of one; None until :meth:`calibrate`.
         smoothing: Copies, noise and composite; None takes the calibration's, or the paper's.
-        whitening: How flagged requests are restored; None only flags them.
+        restoration: How flagged requests are restored: :class:`Consensus` takes the class that
+            noise and denoised views fall back to, :class:`Whitening` is the paper's way, None
+            only flags. ``"auto"`` goes with the detector: consensus for ``combined``, whitening
+            for ``paper``.
         on_failure: What to do when the guard itself fails: ``"fail_closed"`` raises,
             ``"fail_open"`` returns the model's own answer, marked ``unguarded``. Images that
             break the input contract are refused under either.
@@ -83,7 +88,7 @@ class Guard(nn.Module):
         *,
         calibration: Calibration | str | Path | None = None,
         smoothing: Smoothing | None = None,
-        whitening: Whitening | None = Whitening(),  # noqa: B008  # frozen
+        restoration: Consensus | Whitening | Literal["auto"] | None = "auto",
         on_failure: Policy = "fail_closed",
         key: bytes | None = None,
         memory_budget: int | None = None,
@@ -107,7 +112,7 @@ class Guard(nn.Module):
             smoothing = calibration.smoothing
         self.calibration = calibration
         self.smoothing = smoothing or Smoothing()
-        self.whitening = whitening
+        self.restoration = restoration
         self.on_failure: Policy = on_failure
         self._key = key_bytes(self.smoothing.seed, key)
         check_budget(memory_budget)
@@ -150,16 +155,17 @@ class Guard(nn.Module):
                 raise
             if len(images) == 1:
                 _log.exception("the guard failed; a request goes unguarded")
-                verdict = _unguarded(logits, f"{type(error).__name__}: {error}")
-                return _with_empty_maps(verdict, images) if maps else verdict
+                verdict = unguarded(logits, f"{type(error).__name__}: {error}")
+                return with_empty_maps(verdict, images) if maps else verdict
         # One request must not take the guard from the others of its batch.
         return Verdict.concatenate([self(image[None], maps=maps) for image in images])
 
-    def evidence(self, images: Tensor) -> Evidence:
+    def evidence(self, images: Tensor, *, views: bool = False) -> Evidence:
         """Return what the noisy copies of each image show; needs no calibration.
 
         Args:
             images: Floating-point pixels in [0, 1], [B, C, H, W].
+            views: Whether to run the denoised views, too, which ``combined`` needs.
 
         Raises:
             InputError: The images break the contract.
@@ -167,7 +173,7 @@ class Guard(nn.Module):
         """
         check_eval(self.model)
         images = to_model(check_images(images), self.model)
-        return self._smooth(images, clean_logits(self.model, images))
+        return self._smooth(images, clean_logits(self.model, images), views)
 
     def calibrate(
         self,
@@ -202,7 +208,7 @@ class Guard(nn.Module):
         check_eval(self.model)
         self.calibration = calibrate(
             images,
-            evidence=self.evidence,
+            evidence=lambda batch: self.evidence(batch, views=True),
             plan=Plan(
                 alpha=alpha,
                 detector=detector,
@@ -228,7 +234,7 @@ class Guard(nn.Module):
             )
         return self.calibration
 
-    def _smooth(self, images: Tensor, logits: Tensor) -> Evidence:
+    def _smooth(self, images: Tensor, logits: Tensor, views: bool) -> Evidence:
         return smooth(
             self.model,
             images,
@@ -237,6 +243,7 @@ class Guard(nn.Module):
             smoothing=self.smoothing,
             key=self._key,
             chunk=self._chunk(images),
+            views=views,
         )
 
     def _chunk(self, images: Tensor) -> int:
@@ -261,16 +268,17 @@ class Guard(nn.Module):
                 f"the model returned NaN or infinite logits for images {_rows(broken)} of the "
                 "batch; there is no prediction to guard."
             )
-        evidence = self._smooth(images, logits)
-        scores = score_matrix(evidence, calibration.detector.score_names)
-        anomaly = calibration.detector.anomaly(scores)
+        detector = calibration.detector
+        evidence = self._smooth(images, logits, detector.takes_views)
+        readings = read(evidence, detector.score_names)
+        anomaly = detector.anomaly(readings)
         if not bool(torch.isfinite(anomaly).all()):
             raise NonFiniteScoreError(
                 f"the scores of images {_rows(~torch.isfinite(anomaly))} of the batch are NaN or "
                 "infinite: the model overflows on noisy copies of them."
             )
         p_value = calibration.p_values(anomaly)
-        verdict = _verdict(evidence, anomaly, p_value, p_value <= calibration.alpha)
+        verdict = judged(evidence, anomaly, p_value, p_value <= calibration.alpha)
         if maps:
             verdict = replace(
                 verdict,
@@ -279,18 +287,40 @@ class Guard(nn.Module):
                 changed_pixels=torch.zeros_like(evidence.relevance_mean, dtype=torch.bool),
             )
         rows = verdict.flagged.nonzero().flatten()
-        if self.whitening is None or len(rows) == 0:
+        if self.restoration is None or len(rows) == 0:
             return verdict
-        restoration = whiten(
-            self.model,
-            images[rows],
-            evidence.select(rows),
-            whitening=self.whitening,
-            smoothing=self.smoothing,
-            key=self._key,
-            chunk=self._chunk(images),
+        restoration = self._restore(
+            images[rows], evidence.select(rows), readings.select(rows.cpu()), calibration
         )
-        return _with_restoration(verdict, rows, restoration)
+        return with_restoration(verdict, rows, restoration)
+
+    def _restore(
+        self, images: Tensor, evidence: Evidence, readings: Readings, calibration: Calibration
+    ) -> Restoration:
+        """Restore flagged images in the configured way."""
+        how = self.restoration
+        detector = calibration.detector
+        if how == "auto":
+            how = Consensus() if isinstance(detector, CombinedDetector) else Whitening()
+        if isinstance(how, Whitening):
+            return whiten(
+                self.model,
+                images,
+                evidence,
+                whitening=how,
+                smoothing=self.smoothing,
+                key=self._key,
+                chunk=self._chunk(images),
+            )
+        if not isinstance(detector, CombinedDetector) or readings.candidates is None:
+            raise ConfigurationError(
+                f"restoration is {how}, and the calibration is one of the {detector.name!r} "
+                "detector, which proposes no other label. Calibrate with detector='combined', or "
+                "restore by Whitening()."
+            )
+        proposal = propose(readings.candidates, detector.consistency)
+        accepted = calibration.replacement_p_values(proposal.evidence) <= how.harm
+        return restored(proposal, accepted, evidence)
 
 
 class GuardedClassifier(nn.Module):
@@ -317,76 +347,6 @@ class GuardedClassifier(nn.Module):
         """Return logits [B, K] for images [B, C, H, W] in [0, 1]; raises as the guard does."""
         verdict: Verdict = self.guard(images)
         return verdict.restored_logits
-
-
-def _verdict(evidence: Evidence, anomaly: Tensor, p_value: Tensor, flagged: Tensor) -> Verdict:
-    """Return the verdict before any restoration."""
-    device = evidence.logits.device
-    own = evidence.logits.float().softmax(1).gather(1, evidence.label[:, None]).squeeze(1)
-    status: list[Status] = ["flagged" if flag else "clean" for flag in flagged.tolist()]
-    return Verdict(
-        label=evidence.label,
-        logits=evidence.logits,
-        p_value=p_value.to(device),
-        score=anomaly.to(device),
-        flagged=flagged.to(device),
-        restored_label=evidence.label,
-        restored_confidence=own,
-        restored_logits=evidence.logits,
-        status=tuple(status),
-    )
-
-
-def _with_restoration(verdict: Verdict, rows: Tensor, restoration: Restoration) -> Verdict:
-    """Enter the restoration of the flagged rows into the verdict."""
-    known = restoration.label != UNKNOWN
-    status: list[Status] = list(verdict.status)
-    for row, is_known in zip(rows.tolist(), known.tolist(), strict=True):
-        status[row] = "restored" if is_known else "unknown"
-    changed = verdict.changed_pixels
-    return replace(
-        verdict,
-        restored_label=verdict.restored_label.index_copy(0, rows, restoration.label),
-        restored_confidence=verdict.restored_confidence.index_copy(0, rows, restoration.confidence),
-        restored_logits=verdict.restored_logits.index_copy(
-            0, rows[known], restoration.logits[known]
-        ),
-        status=tuple(status),
-        changed_pixels=None
-        if changed is None
-        else changed.index_copy(0, rows, restoration.changed_pixels),
-    )
-
-
-def _unguarded(logits: Tensor, failure: str) -> Verdict:
-    """Return the bare model's answer, marked."""
-    batch = len(logits)
-    unguarded: Status = "unguarded"
-    label = logits.argmax(1)
-    nothing = torch.full((batch,), torch.nan, dtype=torch.float64, device=logits.device)
-    return Verdict(
-        label=label,
-        logits=logits,
-        p_value=nothing,
-        score=nothing,
-        flagged=torch.zeros(batch, dtype=torch.bool, device=logits.device),
-        restored_label=label,
-        restored_confidence=logits.float().softmax(1).gather(1, label[:, None]).squeeze(1),
-        restored_logits=logits,
-        status=tuple(unguarded for _ in range(batch)),
-        failure=failure,
-    )
-
-
-def _with_empty_maps(verdict: Verdict, images: Tensor) -> Verdict:
-    """Give an unguarded verdict maps of NaN, so that it joins the others of its batch."""
-    nothing = torch.full_like(images[:, 0], torch.nan, dtype=torch.float32)
-    return replace(
-        verdict,
-        relevance=nothing,
-        relevance_variance=nothing,
-        changed_pixels=torch.zeros_like(nothing, dtype=torch.bool),
-    )
 
 
 def _rows(mask: Tensor) -> list[int]:

@@ -65,15 +65,14 @@ class Whitening:
 
 @dataclass(frozen=True)
 class Restoration:
-    """What whitening led to.
+    """What became of flagged requests.
 
     Attributes:
-        label: Label after the change, ``UNKNOWN`` where it never changed [B].
-        logits: Logits of the changed image [B, K].
-        confidence: Softmax probability of the restored label on the changed image, 0 where
-            unknown, in [0, 1] [B].
+        label: Restored label, ``UNKNOWN`` where none was accepted [B].
+        logits: Logits behind it: of the changed image, where pixels were changed [B, K].
+        confidence: Probability given to the restored label, 0 where unknown, in [0, 1] [B].
         changed_pixels: Pixels that were turned white, bool [B, H, W].
-        rounds: Rounds taken [B].
+        rounds: Rounds of whitening taken [B].
     """
 
     label: Tensor

@@ -14,6 +14,10 @@ from torch import Tensor
 
 from lrpguard.errors import ConfigurationError
 from lrpguard.evidence import Evidence
+from lrpguard.views import gaussian
+
+ROUGHNESS_SIGMA = 1.0
+"""Blur, in pixels, that tells the rough part of a relevance map from the smooth one."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,38 @@ def log_odds_shift(evidence: Evidence) -> Tensor:
     return shift.amax(1)
 
 
+def margin(evidence: Evidence) -> Tensor:
+    """Clean logit of the explained class less the largest other one [B].
+
+    An attack of least change stops just beyond the boundary, where few clean images lie.
+    """
+    logits = evidence.logits.double()
+    others = logits.scatter(1, evidence.label[:, None], -torch.inf)
+    return evidence.explained_logit.double() - others.amax(1)
+
+
+def chroma_noise(evidence: Evidence) -> Tensor:
+    """Noise floor of the image's colours, see :func:`lrpguard.pixels.chroma_noise` [B]."""
+    return evidence.chroma_noise.double()
+
+
+def line_noise(evidence: Evidence) -> Tensor:
+    """Noise floor along one axis, see :func:`lrpguard.pixels.line_noise` [B]."""
+    return evidence.line_noise.double()
+
+
+def relevance_roughness(evidence: Evidence) -> Tensor:
+    """Logarithm of the share of the mean relevance map that a blur takes away [B].
+
+    The norm of the map less its Gaussian blur (1 pixel), over the norm of the map. On clean
+    images relevance follows edges; on perturbed ones it is more of a speckle.
+    """
+    maps = evidence.relevance_mean.float()
+    rough = (maps - gaussian(maps, ROUGHNESS_SIGMA)).double().flatten(1).norm(dim=1)
+    whole = maps.double().flatten(1).norm(dim=1)
+    return torch.log(_positive(rough)) - torch.log(_positive(whole))
+
+
 def _odds_against(logits: Tensor, label: Tensor) -> Tensor:
     """Return ``f_z - f_y`` for the label y and every class z [B, K]."""
     return logits - logits.gather(1, label[:, None])
@@ -97,6 +133,10 @@ SCORES: Mapping[str, Score] = MappingProxyType(
             Score("label_disagreement", label_disagreement),
             Score("max_logit", max_logit),
             Score("log_odds_shift", log_odds_shift),
+            Score("margin", margin),
+            Score("chroma_noise", chroma_noise),
+            Score("line_noise", line_noise),
+            Score("relevance_roughness", relevance_roughness),
         )
     }
 )

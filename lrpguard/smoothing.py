@@ -19,6 +19,8 @@ from lrpguard.lrp.composites import EPSILON, Composite
 from lrpguard.lrp.engine import plain_logits
 from lrpguard.moments import RunningMoments
 from lrpguard.noise import gaussian_copies, image_digest, key_bytes
+from lrpguard.pixels import chroma_noise, line_noise
+from lrpguard.views import denoised_views
 
 PAPER_N = 50
 PAPER_SIGMA = 0.05
@@ -210,6 +212,7 @@ def smooth(
     chunk: int,
     method: Method | None = None,
     quantiles: Sequence[float] = (),
+    views: bool = False,
 ) -> Evidence:
     """Run the noisy copies of checked images through the model, and gather the evidence.
 
@@ -226,6 +229,7 @@ def smooth(
         chunk: Largest number of copies in one pass.
         method: Method in place of LRP by the smoothing's composite.
         quantiles: Quantiles over the copies, each in [0, 1].
+        views: Whether to run the denoised views, too.
 
     Raises:
         ConfigurationError: A quantile lies outside [0, 1].
@@ -236,7 +240,9 @@ def smooth(
     method = method or Lrp(smoothing.composite)
     return Evidence.concatenate(
         [
-            _smooth_one(model, image, clean, target, smoothing, key, chunk, method, quantiles)
+            _smooth_one(
+                model, image, clean, target, smoothing, key, chunk, method, quantiles, views
+            )
             for image, clean, target in zip(images, logits, label, strict=True)
         ]
     )
@@ -252,6 +258,7 @@ def _smooth_one(
     chunk: int,
     method: Method,
     quantiles: Sequence[float],
+    views: bool,
 ) -> Evidence:
     moments = RunningMoments()
     logits: list[Tensor] = []
@@ -271,6 +278,9 @@ def _smooth_one(
         relevance_variance=moments.variance.float()[None],
         relevance_total=torch.cat(totals).float()[None],
         relevance_quantiles=_quantiles(torch.cat(maps), quantiles)[None] if maps else None,
+        view_logits=plain_logits(model, denoised_views(image))[None] if views else None,
+        chroma_noise=torch.tensor([chroma_noise(image)], device=image.device),
+        line_noise=torch.tensor([line_noise(image)], device=image.device),
         sigma=smoothing.sigma,
     )
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from lrpguard.evidence import Evidence
+from lrpguard.restoration import UNKNOWN, Restoration
 
 Status = Literal["clean", "flagged", "restored", "unknown", "unguarded"]
 """Outcome of one request.
@@ -86,6 +89,76 @@ class Verdict:
             }
             for i, status in enumerate(self.status)
         ]
+
+
+def judged(evidence: Evidence, anomaly: Tensor, p_value: Tensor, flagged: Tensor) -> Verdict:
+    """Return the verdict before any restoration."""
+    device = evidence.logits.device
+    own = evidence.logits.float().softmax(1).gather(1, evidence.label[:, None]).squeeze(1)
+    status: list[Status] = ["flagged" if flag else "clean" for flag in flagged.tolist()]
+    return Verdict(
+        label=evidence.label,
+        logits=evidence.logits,
+        p_value=p_value.to(device),
+        score=anomaly.to(device),
+        flagged=flagged.to(device),
+        restored_label=evidence.label,
+        restored_confidence=own,
+        restored_logits=evidence.logits,
+        status=tuple(status),
+    )
+
+
+def with_restoration(verdict: Verdict, rows: Tensor, restoration: Restoration) -> Verdict:
+    """Enter the restoration of the flagged rows into the verdict."""
+    known = restoration.label != UNKNOWN
+    status: list[Status] = list(verdict.status)
+    for row, is_known in zip(rows.tolist(), known.tolist(), strict=True):
+        status[row] = "restored" if is_known else "unknown"
+    changed = verdict.changed_pixels
+    return replace(
+        verdict,
+        restored_label=verdict.restored_label.index_copy(0, rows, restoration.label),
+        restored_confidence=verdict.restored_confidence.index_copy(0, rows, restoration.confidence),
+        restored_logits=verdict.restored_logits.index_copy(
+            0, rows[known], restoration.logits[known]
+        ),
+        status=tuple(status),
+        changed_pixels=None
+        if changed is None
+        else changed.index_copy(0, rows, restoration.changed_pixels),
+    )
+
+
+def unguarded(logits: Tensor, failure: str) -> Verdict:
+    """Return the bare model's answer, marked."""
+    batch = len(logits)
+    unguarded: Status = "unguarded"
+    label = logits.argmax(1)
+    nothing = torch.full((batch,), torch.nan, dtype=torch.float64, device=logits.device)
+    return Verdict(
+        label=label,
+        logits=logits,
+        p_value=nothing,
+        score=nothing,
+        flagged=torch.zeros(batch, dtype=torch.bool, device=logits.device),
+        restored_label=label,
+        restored_confidence=logits.float().softmax(1).gather(1, label[:, None]).squeeze(1),
+        restored_logits=logits,
+        status=tuple(unguarded for _ in range(batch)),
+        failure=failure,
+    )
+
+
+def with_empty_maps(verdict: Verdict, images: Tensor) -> Verdict:
+    """Give an unguarded verdict maps of NaN, so that it joins the others of its batch."""
+    nothing = torch.full_like(images[:, 0], torch.nan, dtype=torch.float32)
+    return replace(
+        verdict,
+        relevance=nothing,
+        relevance_variance=nothing,
+        changed_pixels=torch.zeros_like(nothing, dtype=torch.bool),
+    )
 
 
 _TENSORS = tuple(f.name for f in fields(Verdict) if f.name not in ("status", "failure"))

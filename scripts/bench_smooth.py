@@ -93,7 +93,7 @@ def gradients(case: Case) -> Tensor:
 
 def smooth_lrp(case: Case, n: int) -> Method:
     """Return SmoothLRP of the image, its chunk size measured beforehand, as in a guard."""
-    guard = Guard(case.model, smoothing=Smoothing(n=n), whitening=None)
+    guard = Guard(case.model, smoothing=Smoothing(n=n), restoration=None)
     guard.evidence(case.image)
     return lambda: guard.evidence(case.image)
 
@@ -226,7 +226,7 @@ def peak(name: str, n: int, device: str) -> int:
     """Return the peak bytes of this process, or of the GPU, after one SmoothLRP with n copies."""
     make, size = NETWORKS[name]
     torch.manual_seed(0)
-    guard = Guard(make().eval().to(device), smoothing=Smoothing(n=n), whitening=None)
+    guard = Guard(make().eval().to(device), smoothing=Smoothing(n=n), restoration=None)
     guard.evidence(torch.rand(1, 3, size, size).to(device))
     return peak_memory(device)
 

@@ -22,7 +22,7 @@ from lrpguard.errors import (
 )
 from lrpguard.guard import Guard, Policy
 from lrpguard.loading import ImageItem, LoadedModel, batches, load_data
-from lrpguard.restoration import UNKNOWN, Whitening
+from lrpguard.restoration import UNKNOWN
 
 BROKEN = "broken"
 """Status of an image that has no verdict: it cannot be read, or the guard refused it."""
@@ -70,7 +70,7 @@ def run(model: ModelOptions, options: CheckOptions, *, console: Console) -> int:
     guard = Guard(
         loaded.model,
         calibration=options.calibration,
-        whitening=Whitening() if options.restore else None,
+        restoration="auto" if options.restore else None,
         on_failure=options.on_failure,
         key=options.key,
     )

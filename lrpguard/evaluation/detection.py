@@ -87,7 +87,7 @@ def measure_detection(
     Returns:
         A row for each detector and each of 0 (clean) and ``strengths``.
     """
-    guards = {name: Guard(model, smoothing=smoothing, whitening=None) for name in DETECTORS}
+    guards = {name: Guard(model, smoothing=smoothing, restoration=None) for name in DETECTORS}
     reference = _images(clean)[0].split(50)
     with TemporaryDirectory() as folder:
         scores = Path(folder) / "scores.jsonl"  # made once, for all detectors

@@ -188,7 +188,7 @@ class _Lab:
     def __init__(self, model: nn.Module, settings: Settings) -> None:
         self.model = model
         self.settings = settings
-        self.guard = Guard(model, smoothing=settings.smoothing, whitening=None)
+        self.guard = Guard(model, smoothing=settings.smoothing, restoration=None)
         self.key = key_bytes(settings.seed)
         self._chunk = 0
 

@@ -1,0 +1,167 @@
+"""Do noise and denoising move the prediction towards another class more than clean images' do?
+
+An adversarial perturbation is small and finely tuned: noise and denoising take part of it away,
+and the logits fall back towards the class that the image shows. How far they may move on clean
+images depends on the predicted class, on the class they move to, and on how far that class was
+behind; the model here learns all three from clean images alone.
+
+Source: the log-odds under noise are those of Roth, Kilcher, Hofmann, ICML 2019, equations (6)-(9).
+Ours beyond theirs: denoised views beside the noisy copies, the dependence on the gap, statistics
+of a pair shrunk towards those of all pairs, and the correlation between the views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from lrpguard.evidence import Evidence
+
+CANDIDATES = 9
+"""Other classes that are looked at: all of them where there are ten."""
+
+PRIOR_IMAGES = 10.0
+"""Images' worth of weight that all pairs together have in the statistics of one pair."""
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The classes that each request might be of instead, and what speaks for them.
+
+    Attributes:
+        label: Predicted class [B].
+        classes: The candidates, the C other classes of highest mean logit under noise and
+            views [B, C].
+        values: Of each candidate z against the label y: ``f_z - f_y`` on the request itself (the
+            gap), then how much each view raises it (the shifts): mean of the noisy copies
+            first, then view after view; float64 [B, C, 1 + J].
+    """
+
+    label: Tensor
+    classes: Tensor
+    values: Tensor
+
+    def __len__(self) -> int:
+        """Return the number of requests B."""
+        return len(self.label)
+
+    def select(self, rows: Tensor | slice) -> Candidates:
+        """Return the candidates of some of the requests."""
+        return Candidates(self.label[rows], self.classes[rows], self.values[rows])
+
+
+def candidates(evidence: Evidence) -> Candidates:
+    """Return the candidates of each request, on the CPU."""
+    label = evidence.label.cpu()
+    clean = evidence.logits.double().cpu()
+    noisy = evidence.noisy_logits.double().cpu().mean(1, keepdim=True)
+    moved = torch.cat([noisy, evidence.view_logits.double().cpu()], dim=1)
+    others = moved.mean(1).scatter(1, label[:, None], -torch.inf)
+    classes = others.topk(min(CANDIDATES, clean.shape[1] - 1), dim=1).indices
+    gap = _against(clean, label).gather(1, classes)
+    shifts = [_against(view - clean, label).gather(1, classes) for view in moved.unbind(1)]
+    return Candidates(label, classes, torch.stack([gap, *shifts], dim=2))
+
+
+def _against(logits: Tensor, label: Tensor) -> Tensor:
+    """Return ``f_z - f_y`` for the label y and every class z [B, K]."""
+    return logits - logits.gather(1, label[:, None])
+
+
+@dataclass(frozen=True)
+class ConsistencyModel:
+    """How clean images move, for each pair of predicted class and candidate.
+
+    The statistics of a pair seen on few images are shrunk towards those of all pairs, so that
+    the model works with ten classes and with a thousand.
+
+    Attributes:
+        pairs: Pairs seen, ``y * 2**32 + z``, ascending [P].
+        mean: Mean of the values of each pair [P, 1 + J].
+        scale: Root mean squared deviation from it [P, 1 + J].
+        base_mean: Mean over all pairs [1 + J].
+        base_scale: Scale over all pairs [1 + J].
+        weights: Weight of the standardised gap and shifts in the score [1 + J]; the shifts count
+            equally, the gap corrects for what it alone explains.
+    """
+
+    pairs: Tensor
+    mean: Tensor
+    scale: Tensor
+    base_mean: Tensor
+    base_scale: Tensor
+    weights: Tensor
+
+    @staticmethod
+    def fit(found: Candidates) -> ConsistencyModel:
+        """Fit to the candidates of n clean images."""
+        values = found.values.flatten(0, 1)
+        keys = _keys(found).flatten()
+        pairs, index = keys.unique(return_inverse=True)
+        count = torch.bincount(index).double()[:, None] + PRIOR_IMAGES
+        base_mean = values.mean(0)
+        mean = (_sums(values, index) + PRIOR_IMAGES * base_mean) / count
+        deviation = values - mean[index]
+        base_square = (deviation**2).mean(0)
+        square = (_sums(deviation**2, index) + PRIOR_IMAGES * base_square) / count
+        scale = square.sqrt().clamp_min(1e-9)
+        standard = deviation / scale[index]
+        return ConsistencyModel(
+            pairs=pairs,
+            mean=mean,
+            scale=scale,
+            base_mean=base_mean,
+            base_scale=base_square.sqrt().clamp_min(1e-9),
+            weights=_weights(standard.T @ standard / len(standard)),
+        )
+
+    def scores(self, found: Candidates) -> Tensor:
+        """Return how much more than clean images each candidate gains, float64 [B, C].
+
+        About standard normal for one candidate of a clean image.
+        """
+        keys = _keys(found)
+        place = torch.searchsorted(self.pairs, keys).clamp_max(len(self.pairs) - 1)
+        seen = (self.pairs[place] == keys)[..., None]
+        mean = torch.where(seen, self.mean[place], self.base_mean)
+        scale = torch.where(seen, self.scale[place], self.base_scale)
+        standard = (found.values - mean) / scale
+        return (standard * self.weights).sum(2)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what was fitted, for the calibration file."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @staticmethod
+    def from_state(state: Mapping[str, Tensor]) -> ConsistencyModel:
+        """Return the model whose :meth:`state` is given.
+
+        Raises:
+            KeyError: A part of the state is missing.
+        """
+        return ConsistencyModel(**{f.name: state[f.name] for f in fields(ConsistencyModel)})
+
+
+def _keys(found: Candidates) -> Tensor:
+    """Return the number of each pair of label and candidate [B, C]."""
+    return found.label[:, None] * 2**32 + found.classes
+
+
+def _sums(values: Tensor, index: Tensor) -> Tensor:
+    """Sum the rows of each group [P, 1 + J]."""
+    return values.new_zeros(int(index.max()) + 1, values.shape[1]).index_add_(0, index, values)
+
+
+def _weights(covariance: Tensor) -> Tensor:
+    """Return weights of gap and shifts that give a score of unit variance.
+
+    Each shift is taken less its regression on the gap, since a class far behind moves less;
+    the remainders are summed.
+    """
+    slope = covariance[1:, 0] / covariance[0, 0].clamp_min(1e-12)
+    weights = torch.cat([-slope.sum()[None], torch.ones_like(slope)])
+    variance = (weights @ covariance @ weights).clamp_min(1e-12)
+    return weights / variance.sqrt()

@@ -1,0 +1,109 @@
+"""Denoised views of a request: what is left of it when fine detail goes.
+
+A perturbation that was tuned pixel by pixel does not survive a mild denoiser, and the prediction
+on the view says what it hid. The four differ in kind, so that no single trick outlives them all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from io import BytesIO
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+BILATERAL_SPREAD = 0.05
+"""Root mean squared difference of two pixels' colours at which they still blend, on [0, 1]."""
+
+JPEG_QUALITY = 75
+GAUSSIAN_SIGMA = 0.5
+
+
+def denoised_views(image: Tensor) -> Tensor:
+    """Return every view of one image, in the order of ``VIEWS``.
+
+    Args:
+        image: Pixels in [0, 1], [C, H, W], of any size.
+
+    Returns:
+        The views [V, C, H, W], of the image's type and on its device.
+    """
+    pixels = image.float()
+    return torch.stack([view(pixels) for view in VIEWS.values()]).to(image.dtype)
+
+
+def bilateral(image: Tensor) -> Tensor:
+    """Average each pixel with those near it in place (5 x 5) and in colour.
+
+    Source: Tomasi and Manduchi 1998.
+    """
+    near = _neighbours(image, 2)
+    offset = torch.arange(-2, 3, device=image.device, dtype=image.dtype)
+    place = torch.exp(-(offset[:, None] ** 2 + offset**2) / 2).view(-1, 1, 1, 1)
+    colour = ((near - image) ** 2).mean(1, keepdim=True)
+    weight = place * torch.exp(-colour / (2 * BILATERAL_SPREAD**2))
+    return (weight * near).sum(0) / weight.sum(0)
+
+
+def jpeg(image: Tensor) -> Tensor:
+    """Store the image as JPEG and read it again; other than RGB, each channel by itself.
+
+    Source: Dziugaite, Ghahramani, Roy 2016.
+    """
+    planes = [image] if len(image) == 3 else list(image.unbind(0))
+    levels = [(plane * 255).round().clamp(0, 255).byte().cpu().numpy() for plane in planes]
+    again = [_through_jpeg(level) for level in levels]
+    whole = np.concatenate(again) if len(image) == 3 else np.stack(again)
+    return torch.from_numpy(whole).to(image.device, image.dtype) / 255
+
+
+def median(image: Tensor) -> Tensor:
+    """Take the median over 3 x 3 pixels, channel by channel."""
+    return _neighbours(image, 1).median(0).values
+
+
+def gaussian(image: Tensor, sigma: float = GAUSSIAN_SIGMA) -> Tensor:
+    """Blur by a Gaussian of ``sigma`` pixels, cut off at three sigma; any [C, H, W]."""
+    radius = max(1, math.ceil(3 * sigma))
+    offset = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
+    kernel = torch.exp(-(offset**2) / (2 * sigma**2))
+    kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)
+    padded = functional.pad(image[:, None], (radius, radius, radius, radius), mode="replicate")
+    along = functional.conv2d(padded, kernel)
+    return functional.conv2d(along, kernel.transpose(2, 3))[:, 0]
+
+
+def neighbourhood_mean(plane: Tensor) -> Tensor:
+    """Return the mean over 3 x 3 pixels of a plane [H, W], borders repeated."""
+    return _neighbours(plane[None], 1).mean(0)[0]
+
+
+def _neighbours(image: Tensor, radius: int) -> Tensor:
+    """Return the image shifted by every offset within the radius [(2r + 1)^2, C, H, W]."""
+    height, width = image.shape[1:]
+    padded = functional.pad(image[None], (radius, radius, radius, radius), mode="replicate")[0]
+    side = range(2 * radius + 1)
+    return torch.stack([padded[:, i : i + height, j : j + width] for i in side for j in side])
+
+
+def _through_jpeg(
+    levels: np.ndarray[tuple[int, ...], np.dtype[np.uint8]],
+) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """Return 8-bit levels [3, H, W] or [H, W] as they come back from a JPEG file."""
+    colour = levels.ndim == 3
+    buffer = BytesIO()
+    picture = Image.fromarray(np.ascontiguousarray(levels.transpose(1, 2, 0) if colour else levels))
+    picture.save(buffer, "JPEG", quality=JPEG_QUALITY)
+    back = np.array(Image.open(buffer))
+    return np.ascontiguousarray(back.transpose(2, 0, 1)) if colour else back
+
+
+VIEWS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {"bilateral": bilateral, "jpeg": jpeg, "median": median, "gaussian": gaussian}
+)
+"""Every view, by name: from an image [C, H, W] in float32 to its view."""
