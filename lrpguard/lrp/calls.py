@@ -12,6 +12,7 @@ from lrpguard.lrp.composites import Selection
 from lrpguard.lrp.ledger import Ledger
 from lrpguard.lrp.rules import RefusalError
 from lrpguard.lrp.trace import carries, is_gate
+from lrpguard.lrp.weights import WeightCache
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Call:
     selection: Selection
     ledger: Ledger | None
     names: Mapping[int, str]
+    cache: WeightCache
 
     def run(self) -> Any:
         """Run the operator as it was called."""
