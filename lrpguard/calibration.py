@@ -92,7 +92,7 @@ class Calibration:
     @property
     def threshold(self) -> float:
         """Largest anomaly score that is not flagged."""
-        return float(self.anomalies[self.n - _flagged_rank(self.n, self.alpha)])
+        return float(self.anomalies[self.n - flagged_rank(self.n, self.alpha)])
 
     def fpr_band(self, confidence: float = 0.95) -> tuple[float, float]:
         """Return the central band in which this calibration's realised false-positive rate lies.
@@ -100,7 +100,7 @@ class Calibration:
         Over calibration sets of this size the realised rate follows
         Beta(k, n + 1 - k) with k = floor(alpha (n + 1)), for scores without ties.
         """
-        k = _flagged_rank(self.n, self.alpha)
+        k = flagged_rank(self.n, self.alpha)
         tail = (1 - confidence) / 2
         low, high = beta.ppf([tail, 1 - tail], k, self.n + 1 - k)
         return float(low), float(high)
@@ -246,7 +246,7 @@ def check_size(n: int, alpha: float) -> None:
         )
 
 
-def _flagged_rank(n: int, alpha: float) -> int:
+def flagged_rank(n: int, alpha: float) -> int:
     """Return k = floor(alpha (n + 1)): the k largest calibration scores are flagged."""
     return math.floor(alpha * (n + 1) + 1e-9)
 

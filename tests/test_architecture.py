@@ -29,7 +29,8 @@ ORDER = (
     {"lrp", "loading"},
     {"noise", "moments", "evidence", "attribution", "smoothing"},
     {"scores"},
-    {"detector", "calibration", "calibrator", "fingerprint", "scorelog", "restoration", "verdict"},
+    {"detector", "calibration", "calibrator", "fingerprint", "scorelog", "restoration", "verdict"}
+    | {"stopping"},
     {"guard"},
     {"lrpguard"},  # the public face, lrpguard/__init__.py
     {"baselines", "attacks"},

@@ -40,9 +40,9 @@ class Affine:
         adjoint: Its input gradient, which needs no input; None where autograd is to find it.
         stacks: Whether ``function`` takes inputs side by side in dimension 1, with their weights
             side by side in dimension 1.
-        scale: Scale of each output channel by a batch normalisation that follows [C].
+        scale: Scale of each output channel by batch normalisations that follow [C].
         shift: Shift of each output channel [C].
-        eps: Of that batch normalisation.
+        eps: Of those batch normalisations.
     """
 
     function: Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -59,7 +59,7 @@ class Affine:
     stacks: bool = False
     scale: Tensor | None = None
     shift: Tensor | None = None
-    eps: float | None = None
+    eps: tuple[float, ...] = ()
 
     def merged(
         self, scale: Tensor, shift: Tensor, eps: float, sources: tuple[Tensor | None, ...]
@@ -75,15 +75,21 @@ class Affine:
         Returns:
             The merged layer, None where the output channels are interleaved.
         """
-        if self.output_dim is None or self.scale is not None:
+        if self.output_dim is None:
             return None
+        if self.scale is not None and self.shift is not None:
+            scale, shift = self.scale * scale, self.shift * scale + shift
         return replace(
-            self, scale=scale, shift=shift, eps=eps, sources=(*self.sources, *sources)
+            self,
+            scale=scale,
+            shift=shift,
+            eps=(*self.eps, eps),
+            sources=(*self.sources, *sources),
         )
 
     def parameters(self) -> tuple[Tensor, Tensor | None]:
         """Return weight and bias, a batch normalisation that follows merged into them."""
-        if self.scale is None:
+        if self.scale is None or self.shift is None:
             return self.weight, self.bias
         assert self.output_dim is not None
         shape = [1] * self.weight.ndim
@@ -113,9 +119,7 @@ class Affine:
             total = self.function(up, weights.positive, bias)
             return total + self.function(down, weights.negative, None)
 
-    def passing(
-        self, value: Tensor, flows: Sequence[Flow], ledger: Ledger | None = None
-    ) -> Tensor:
+    def passing(self, value: Tensor, flows: Sequence[Flow], ledger: Ledger | None = None) -> Tensor:
         """Return ``value`` with a graph that sends what comes in on to ``x``.
 
         Args:
@@ -151,7 +155,7 @@ class _AutogradAdjoint:
 
     def __call__(self, c: Tensor, weight: Tensor, shape: Sequence[int]) -> Tensor:
         with torch.enable_grad():
-            x = self.like.new_zeros(shape).requires_grad_()
+            x = self.like.new_zeros(shape, dtype=c.dtype).requires_grad_()
             return torch.autograd.grad(self.function(x, weight, None), x, c)[0]
 
 
@@ -166,6 +170,11 @@ class Weights:
 
     positive: Tensor
     negative: Tensor | None = None
+
+    def to(self, dtype: torch.dtype) -> Weights:
+        """Return them in a dtype."""
+        negative = None if self.negative is None else self.negative.to(dtype)
+        return Weights(self.positive.to(dtype), negative)
 
     def stacked(self) -> Tensor:
         """Return both side by side in dimension 1."""
@@ -243,6 +252,7 @@ class _Back:
         return total
 
     def _through(self, weights: Weights, c: Tensor, negative: Tensor | None) -> Tensor:
+        weights = weights.to(c.dtype)  # under the model's own autocast they differ
         if negative is None or weights.negative is None:
             return self.adjoint(c, weights.positive, self.shape)
         if self.stacks:
@@ -265,7 +275,7 @@ class _Passing(torch.autograd.Function):
         *factors: Tensor | None,
     ) -> Tensor:
         ctx.mark_dirty(value)  # so that it is given back itself, not a view of it
-        ctx.back = back
+        ctx.back, ctx.dtype = back, x.dtype
         ctx.save_for_backward(below, *factors)
         return value
 
@@ -273,7 +283,7 @@ class _Passing(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         below, *factors = ctx.saved_tensors
         c = ctx.back.run(gradients[0], below, factors)
-        return (c, None, None, None, *(None for _ in factors))
+        return (c.to(ctx.dtype), None, None, None, *(None for _ in factors))
 
 
 def detour(value: Tensor, total: Tensor, stabilizer: float, ledger: Ledger | None) -> Tensor:

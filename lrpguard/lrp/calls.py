@@ -26,6 +26,7 @@ class Call:
     ledger: Ledger | None
     names: Mapping[int, str]
     cache: WeightCache
+    lean: bool | None = None
 
     def run(self) -> Any:
         """Run the operator as it was called."""
@@ -36,6 +37,14 @@ class Call:
         if len(self.args) > position:
             return self.args[position]
         return self.kwargs.get(name, default)
+
+    def is_lean(self, x: Tensor) -> bool:
+        """Say whether the backward of an operator on x should keep as little as it can.
+
+        It does so on a GPU, where memory bounds the chunk; on a CPU packing the bits costs more
+        time than it spares (docs/performance.md).
+        """
+        return x.device.type != "cpu" if self.lean is None else self.lean
 
     @property
     def in_place(self) -> bool:

@@ -147,13 +147,16 @@ def conservation(
     )
 
 
-def saved_bytes(model: nn.Module, images: Tensor, *, composite: Composite = EPSILON) -> int:
+def saved_bytes(
+    model: nn.Module, images: Tensor, *, composite: Composite = EPSILON, lean: bool | None = None
+) -> int:
     """Measure what one pass keeps for its backward.
 
     Args:
         model: As for :func:`relevance`.
         images: As for :func:`relevance`; one image is enough.
         composite: As for :func:`relevance`.
+        lean: Whether bits are kept in place of activations; None as :func:`relevance` does.
 
     Returns:
         Bytes of the activations held between forward and backward, for the whole batch.
@@ -164,7 +167,7 @@ def saved_bytes(model: nn.Module, images: Tensor, *, composite: Composite = EPSI
     """
     network, x = network_input(model, images)
     with held_for_backward(model) as storages, graph_mode():
-        _forward(model, network, x, LrpMode(network, composite))
+        _forward(model, network, x, LrpMode(network, composite, lean=lean))
     return sum(storages.values()) + x.nbytes
 
 

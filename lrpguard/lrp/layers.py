@@ -136,7 +136,7 @@ def affine(
         z = function(x, weight, bias if bias is None else call.booked(bias))
         return put_trace(z, Trace(pending=PendingRule(rule, None, call.ledger)))
     with torch.no_grad():
-        z = function(x, weight, bias)
+        z = function(x, weight, bias).data  # where it is a view, e.g. of a dense layer in 3 dims
     return _pending(z, rule, layer, call.ledger)
 
 
@@ -214,7 +214,12 @@ def relu(call: Call) -> Tensor:
     in_place = call.in_place or bool(call.argument(1, "inplace", default=False))
     pending = _pending_rule(x)
     result = None if pending is None else pending.rectify(x, in_place=in_place)
-    return lean.relu(resolved(x), in_place=in_place) if result is None else result
+    if result is not None:
+        return result
+    x = resolved(x)
+    if call.is_lean(x) and not x._is_view():  # autograd rewrites no view in place by our function
+        return lean.relu(x, in_place=in_place)
+    return x.relu_() if in_place else x.relu()
 
 
 def is_overwritten(value: Any) -> bool:

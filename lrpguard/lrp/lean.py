@@ -110,9 +110,7 @@ class Convolution:
 
 def _is_channels_last(x: Tensor) -> bool:
     layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
-    return (
-        layout is not None and x.is_contiguous(memory_format=layout) and not x.is_contiguous()
-    )
+    return layout is not None and x.is_contiguous(memory_format=layout) and not x.is_contiguous()
 
 
 def _tuple(value: Any, length: int) -> tuple[int, ...]:
@@ -207,7 +205,8 @@ class _MaxPool(torch.autograd.Function):
         winners -= pool.first(y.shape[2:], x.shape[3], x.device)
         ctx.pool, ctx.shape = pool, x.shape
         ctx.save_for_backward(code[winners])
-        return y
+        pooled: Tensor = y
+        return pooled
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -61,6 +61,7 @@ class LrpMode(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
         composite: Which rule for which layer.
         ledger: Where absorbed relevance is booked, None to keep no books.
         cache: Where modified weights are kept from pass to pass, None to make them anew.
+        lean: Whether to keep bits for the backward in place of activations; None where it pays.
     """
 
     def __init__(
@@ -69,12 +70,14 @@ class LrpMode(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
         composite: Composite,
         ledger: Ledger | None = None,
         cache: WeightCache | None = None,
+        lean: bool | None = None,
     ) -> None:
         super().__init__()
         self._model = model
         self.selection = Selection(composite)
         self._ledger = ledger
         self._cache = WeightCache() if cache is None else cache
+        self._lean = lean
         self._entry: Any = None
         self._blind: set[Any] = set()
         self._modules: dict[int, str] = {}
@@ -114,7 +117,14 @@ class LrpMode(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
             if name not in UNRESOLVED:
                 args, kwargs = substitute(args, resolved), substitute(kwargs, resolved)
             call = Call(
-                func, args, kwargs, self.selection, self._ledger, self._names, self._cache
+                func,
+                args,
+                kwargs,
+                self.selection,
+                self._ledger,
+                self._names,
+                self._cache,
+                self._lean,
             )
             result = handler(call)
             if name not in OWN_TRACE:

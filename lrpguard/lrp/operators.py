@@ -159,8 +159,8 @@ def _pad(call: Call) -> Any:
 def _max_pool2d(call: Call) -> Any:
     """Max-pooling: the winner takes all."""
     names = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
-    options = dict(zip(names, call.args, strict=False)) | call.kwargs
-    if len(call.args) <= len(names) and options.keys() <= set(names):
+    options = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
+    if not options.pop("return_indices", False) and call.is_lean(options["input"]):
         pooled = lean.max_pool2d(options.pop("input"), **options)
         if pooled is not None:
             return pooled

@@ -35,13 +35,15 @@ class WeightCache:
         if any(t.is_inference() for t in given):  # such a tensor counts no versions
             return make()
         place = (key, tuple(id(t) for t in sources))
-        stamps, made = self._made.get(place, (None, None))
-        if stamps is not None and all(s.is_of(t) for s, t in zip(stamps, given, strict=True)):
-            return made  # type: ignore[no-any-return]
+        kept = self._made.get(place)
+        if kept is not None and all(s.is_of(t) for s, t in zip(kept[0], given, strict=True)):
+            found: T = kept[1]
+            return found
         self._drop_orphans()
-        stamps, made = tuple(_Stamp(t) for t in given), make()
+        stamps = tuple(_Stamp(t) for t in given)
+        made = make()
         self._made[place] = stamps, made
-        return made  # type: ignore[no-any-return]
+        return made
 
     def _drop_orphans(self) -> None:
         """Forget what was made from tensors that are gone."""
