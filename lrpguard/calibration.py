@@ -111,8 +111,7 @@ class Calibration:
         Args:
             anomalies: Anomaly scores of the requests [B].
         """
-        below = torch.searchsorted(self.anomalies, anomalies.to(self.anomalies))
-        return (1 + self.n - below).double() / (self.n + 1)
+        return conformal_p_values(self.anomalies, anomalies)
 
     def check_matches(self, fingerprint: str, precision: str) -> None:
         """Refuse a model other than the calibrated one.
@@ -244,6 +243,18 @@ def check_size(n: int, alpha: float) -> None:
             f"{1 / (n + 1):.3g}, so nothing could ever be flagged. Give at least {needed}, "
             f"better {20 * needed}, or a larger alpha."
         )
+
+
+def conformal_p_values(calibration: Tensor, anomalies: Tensor) -> Tensor:
+    """Return conformal p-values ``(1 + #{calibration >= s}) / (n + 1)``, float64 [B].
+
+    Args:
+        calibration: Anomaly scores of clean calibration images, ascending, float64 [n].
+        anomalies: Anomaly scores of the requests [B].
+    """
+    n = len(calibration)
+    below = torch.searchsorted(calibration, anomalies.to(calibration))
+    return (1 + n - below).double() / (n + 1)
 
 
 def flagged_rank(n: int, alpha: float) -> int:
