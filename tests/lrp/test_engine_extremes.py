@@ -185,7 +185,7 @@ def test_memory_is_flat_over_a_thousand_calls() -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=True,
     )
     grown, objects = json.loads(run.stdout)
