@@ -93,7 +93,7 @@ class Calibration:
     @property
     def threshold(self) -> float:
         """Largest anomaly score that is not flagged."""
-        return float(self.anomalies[self.n - _flagged_rank(self.n, self.alpha)])
+        return float(self.anomalies[self.n - flagged_rank(self.n, self.alpha)])
 
     def fpr_band(self, confidence: float = 0.95) -> tuple[float, float]:
         """Return the central band in which this calibration's realised false-positive rate lies.
@@ -101,7 +101,7 @@ class Calibration:
         Over calibration sets of this size the realised rate follows
         Beta(k, n + 1 - k) with k = floor(alpha (n + 1)), for scores without ties.
         """
-        k = _flagged_rank(self.n, self.alpha)
+        k = flagged_rank(self.n, self.alpha)
         tail = (1 - confidence) / 2
         low, high = beta.ppf([tail, 1 - tail], k, self.n + 1 - k)
         return float(low), float(high)
@@ -112,7 +112,7 @@ class Calibration:
         Args:
             anomalies: Anomaly scores of the requests [B].
         """
-        return _p_values(self.anomalies, anomalies)
+        return conformal_p_values(self.anomalies, anomalies)
 
     def replacement_p_values(self, evidence: Tensor) -> Tensor:
         """Return the conformal p-values of the evidence for another label, float64 [B].
@@ -130,7 +130,7 @@ class Calibration:
                 f"the calibration is one of the {self.detector.name!r} detector, which proposes no "
                 "other label. Calibrate with detector='combined', or restore by Whitening()."
             )
-        return _p_values(self.proposals, evidence)
+        return conformal_p_values(self.proposals, evidence)
 
     def check_matches(self, fingerprint: str, precision: str) -> None:
         """Refuse a model other than the calibrated one.
@@ -281,13 +281,19 @@ def _ascending(scores: Tensor) -> Tensor:
     return scores.double().sort().values
 
 
-def _p_values(clean: Tensor, scores: Tensor) -> Tensor:
-    """Return ``(1 + #{clean >= s}) / (n + 1)`` of scores [B] among ascending clean ones [n]."""
-    below = torch.searchsorted(clean, scores.to(clean))
-    return (1 + len(clean) - below).double() / (len(clean) + 1)
+def conformal_p_values(calibration: Tensor, anomalies: Tensor) -> Tensor:
+    """Return conformal p-values ``(1 + #{calibration >= s}) / (n + 1)``, float64 [B].
+
+    Args:
+        calibration: Anomaly scores of clean calibration images, ascending, float64 [n].
+        anomalies: Anomaly scores of the requests [B].
+    """
+    n = len(calibration)
+    below = torch.searchsorted(calibration, anomalies.to(calibration))
+    return (1 + n - below).double() / (n + 1)
 
 
-def _flagged_rank(n: int, alpha: float) -> int:
+def flagged_rank(n: int, alpha: float) -> int:
     """Return k = floor(alpha (n + 1)): the k largest calibration scores are flagged."""
     return math.floor(alpha * (n + 1) + 1e-9)
 

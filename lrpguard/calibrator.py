@@ -24,7 +24,7 @@ from lrpguard.scorelog import ScoreLog
 from lrpguard.scores import SCORES
 from lrpguard.smoothing import Smoothing
 from lrpguard.version import __version__
-from lrpguard.views import VIEWS
+from lrpguard.views import STRONG_VIEWS, VIEWS
 
 FIT_SHARE = 0.5
 """Share of the images that fits a detector that learns; the rest calibrates it."""
@@ -119,10 +119,11 @@ def _from_scores(
     check_size(len(rows) - fit_n, plan.alpha)
     detector = fit_detector(plan.detector, readings.select(slice(fit_n)))
     rest = readings.select(slice(fit_n, None))
+    anomalies = detector.anomaly(rest)
     return Calibration(
         detector=detector,
-        anomalies=detector.anomaly(rest),
-        proposals=_proposals(detector, rest),
+        anomalies=anomalies,
+        proposals=_proposals(detector, rest, anomalies),
         alpha=plan.alpha,
         smoothing=plan.smoothing,
         image_shape=shape,
@@ -135,11 +136,11 @@ def _from_scores(
     )
 
 
-def _proposals(detector: Detector, readings: Readings) -> Tensor | None:
+def _proposals(detector: Detector, readings: Readings, anomalies: Tensor) -> Tensor | None:
     """Return the evidence for another label of clean images, where there are candidates [n]."""
     if not isinstance(detector, CombinedDetector) or readings.candidates is None:
         return None
-    return propose(readings.candidates, detector.consistency).evidence
+    return propose(readings.candidates, detector.consistency, anomalies).evidence
 
 
 def _header(plan: Plan) -> dict[str, object]:
@@ -154,7 +155,7 @@ def _header(plan: Plan) -> dict[str, object]:
         "composite": smoothing.composite.to_dict(),
         "key": hashlib.sha256(b"lrpguard checkpoint" + plan.key).hexdigest()[:16],
         "scores": list(SCORES),
-        "views": list(VIEWS),
+        "views": [*VIEWS, *STRONG_VIEWS],
     }
 
 

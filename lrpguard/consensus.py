@@ -15,8 +15,11 @@ from lrpguard.errors import ConfigurationError
 from lrpguard.evidence import Evidence
 from lrpguard.restoration import UNKNOWN, Restoration
 
-LEAD_WEIGHT = 0.3
-"""Weight of a candidate's lead in logits, against one standard deviation of its consistency."""
+SUPPORT_WEIGHT = 0.5
+"""Weight of a candidate's log-probability on the strong views, against one unit of consistency."""
+
+SUPPORT_FLOOR = 1e-4
+"""Probability added before the logarithm: less than this is no support at all."""
 
 VOTE_WEIGHT = 0.5
 """Weight of the log-ratio of candidate to label in the evidence for replacing the label."""
@@ -52,7 +55,7 @@ class Proposal:
         label: That class [B].
         evidence: How strongly it is supported; compared with clean images alone, float64 [B].
         confidence: Its share of the softmax of label and candidates, mean over the noisy copies'
-            mean and the views, in [0, 1], float64 [B].
+            mean and the mild views, in [0, 1], float64 [B].
     """
 
     label: Tensor
@@ -60,22 +63,23 @@ class Proposal:
     confidence: Tensor
 
 
-def propose(found: Candidates, model: ConsistencyModel) -> Proposal:
+def propose(found: Candidates, model: ConsistencyModel, anomaly: Tensor) -> Proposal:
     """Return the proposal for each request, flagged or not.
 
-    The candidate z that maximises ``consistency_z + 0.3 (lead of z)`` is proposed, where the lead
-    is its mean logit less the largest mean logit of all, 0 at most. The evidence for it is
-    ``consistency_z + 0.5 log(p_z / p_y)``, the logarithm held within 4.
+    The candidate z that maximises ``consistency_z + 0.5 log(support_z)`` is proposed. The
+    evidence for it is ``consistency_z + 0.5 log(p_z / p_y) + anomaly / 2``, the logarithm held
+    within 4: how clearly views and noise speak for z, and how unlike clean data the request is
+    altogether (half a squared norm is a log-likelihood ratio).
 
     Args:
         found: Candidates of the requests.
         model: Fitted to clean images.
+        anomaly: Anomaly scores of the combined detector [B].
     """
     consistency = model.scores(found)
+    support = (found.support + SUPPORT_FLOOR).log()
+    best = (consistency + SUPPORT_WEIGHT * support).argmax(1, keepdim=True)
     moved = found.values[..., :1] + found.values[..., 1:]  # f_z - f_y on each view [B, C, J]
-    odds = moved.mean(2)
-    lead = odds - odds.amax(1, keepdim=True).clamp_min(0)
-    best = (consistency + LEAD_WEIGHT * lead).argmax(1, keepdim=True)
     own = torch.zeros_like(moved[:, :1])
     share = torch.cat([own, moved], dim=1).softmax(1).mean(2)  # label first [B, 1 + C]
     chosen = share[:, 1:].gather(1, best).squeeze(1)
@@ -83,7 +87,8 @@ def propose(found: Candidates, model: ConsistencyModel) -> Proposal:
     return Proposal(
         label=found.classes.gather(1, best).squeeze(1),
         evidence=consistency.gather(1, best).squeeze(1)
-        + VOTE_WEIGHT * vote.clamp(-VOTE_LIMIT, VOTE_LIMIT),
+        + VOTE_WEIGHT * vote.clamp(-VOTE_LIMIT, VOTE_LIMIT)
+        + anomaly / 2,
         confidence=chosen,
     )
 

@@ -18,7 +18,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from lrpguard.errors import ConfigurationError
 from lrpguard.evidence import Evidence
+from lrpguard.views import VIEWS
 
 CANDIDATES = 9
 """Other classes that are looked at: all of them where there are ten."""
@@ -33,16 +35,19 @@ class Candidates:
 
     Attributes:
         label: Predicted class [B].
-        classes: The candidates, the C other classes of highest mean logit under noise and
+        classes: The candidates, the C other classes of largest mean probability under noise and
             views [B, C].
         values: Of each candidate z against the label y: ``f_z - f_y`` on the request itself (the
             gap), then how much each view raises it (the shifts): mean of the noisy copies
-            first, then view after view; float64 [B, C, 1 + J].
+            first, then mild view after mild view; float64 [B, C, 1 + J].
+        support: Mean probability of each candidate on the strong views, the label left out,
+            float64 [B, C].
     """
 
     label: Tensor
     classes: Tensor
     values: Tensor
+    support: Tensor
 
     def __len__(self) -> int:
         """Return the number of requests B."""
@@ -50,20 +55,38 @@ class Candidates:
 
     def select(self, rows: Tensor | slice) -> Candidates:
         """Return the candidates of some of the requests."""
-        return Candidates(self.label[rows], self.classes[rows], self.values[rows])
+        parts = (self.label, self.classes, self.values, self.support)
+        return Candidates(*(part[rows] for part in parts))
 
 
 def candidates(evidence: Evidence) -> Candidates:
-    """Return the candidates of each request, on the CPU."""
+    """Return the candidates of each request, on the CPU.
+
+    Raises:
+        ConfigurationError: The denoised views were not run.
+    """
+    if evidence.view_logits is None:
+        raise ConfigurationError(
+            "the denoised views were not run, and candidates are read off them; smooth with "
+            "views=True."
+        )
     label = evidence.label.cpu()
     clean = evidence.logits.double().cpu()
     noisy = evidence.noisy_logits.double().cpu().mean(1, keepdim=True)
     moved = torch.cat([noisy, evidence.view_logits.double().cpu()], dim=1)
-    others = moved.mean(1).scatter(1, label[:, None], -torch.inf)
-    classes = others.topk(min(CANDIDATES, clean.shape[1] - 1), dim=1).indices
+    mild, strong = moved[:, : 1 + len(VIEWS)], moved[:, 1 + len(VIEWS) :]
+    others = moved.scatter(2, label.view(-1, 1, 1).expand(-1, moved.shape[1], 1), -torch.inf)
+    probability = others.softmax(2)
+    count = min(CANDIDATES, clean.shape[1] - 1)
+    classes = probability.mean(1).topk(count, dim=1).indices
     gap = _against(clean, label).gather(1, classes)
-    shifts = [_against(view - clean, label).gather(1, classes) for view in moved.unbind(1)]
-    return Candidates(label, classes, torch.stack([gap, *shifts], dim=2))
+    shifts = [_against(view - clean, label).gather(1, classes) for view in mild.unbind(1)]
+    return Candidates(
+        label=label,
+        classes=classes,
+        values=torch.stack([gap, *shifts], dim=2),
+        support=probability[:, -strong.shape[1] :].mean(1).gather(1, classes),
+    )
 
 
 def _against(logits: Tensor, label: Tensor) -> Tensor:

@@ -290,12 +290,21 @@ class Guard(nn.Module):
         if self.restoration is None or len(rows) == 0:
             return verdict
         restoration = self._restore(
-            images[rows], evidence.select(rows), readings.select(rows.cpu()), calibration
+            images[rows],
+            evidence.select(rows),
+            readings.select(rows.cpu()),
+            anomaly[rows.cpu()],
+            calibration,
         )
         return with_restoration(verdict, rows, restoration)
 
     def _restore(
-        self, images: Tensor, evidence: Evidence, readings: Readings, calibration: Calibration
+        self,
+        images: Tensor,
+        evidence: Evidence,
+        readings: Readings,
+        anomaly: Tensor,
+        calibration: Calibration,
     ) -> Restoration:
         """Restore flagged images in the configured way."""
         how = self.restoration
@@ -318,7 +327,7 @@ class Guard(nn.Module):
                 "detector, which proposes no other label. Calibrate with detector='combined', or "
                 "restore by Whitening()."
             )
-        proposal = propose(readings.candidates, detector.consistency)
+        proposal = propose(readings.candidates, detector.consistency, anomaly)
         accepted = calibration.replacement_p_values(proposal.evidence) <= how.harm
         return restored(proposal, accepted, evidence)
 

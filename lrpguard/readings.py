@@ -14,7 +14,7 @@ from lrpguard.scores import score_matrix
 from lrpguard.views import VIEWS
 
 VALUES = 2 + len(VIEWS)
-"""Values of one candidate: the gap, the shift under noise, and that of each view."""
+"""Values of one candidate: the gap, the shift under noise, and that of each mild view."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Readings:
         return Readings(self.names, self.scores[rows], some)
 
     def to_rows(self) -> list[list[float]]:
-        """Return one flat list of numbers a request: scores, label, classes, values."""
+        """Return one flat list of numbers a request: scores, label, then the candidates."""
         parts = [self.scores]
         if self.candidates is not None:
             found = self.candidates
-            parts += [found.label[:, None], found.classes, found.values.flatten(1)]
+            parts += [found.label[:, None], found.classes, found.support, found.values.flatten(1)]
         return torch.cat([part.double() for part in parts], dim=1).tolist()
 
     @staticmethod
@@ -60,12 +60,13 @@ class Readings:
         scores, rest = whole[:, : len(names)], whole[:, len(names) :]
         if rest.shape[1] == 0:
             return Readings(names, scores, None)
-        count = (rest.shape[1] - 1) // (1 + VALUES)
-        classes, values = rest[:, 1 : 1 + count], rest[:, 1 + count :]
+        count = (rest.shape[1] - 1) // (2 + VALUES)
+        label, classes, support, values = rest.split([1, count, count, count * VALUES], dim=1)
         found = Candidates(
-            label=rest[:, 0].long(),
+            label=label[:, 0].long(),
             classes=classes.long(),
             values=values.reshape(-1, count, VALUES),
+            support=support,
         )
         return Readings(names, scores, found)
 

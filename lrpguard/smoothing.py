@@ -17,6 +17,7 @@ from lrpguard.evidence import Evidence
 from lrpguard.inputs import check_images, check_model
 from lrpguard.lrp.composites import EPSILON, Composite
 from lrpguard.lrp.engine import plain_logits
+from lrpguard.lrp.weights import WeightCache
 from lrpguard.moments import RunningMoments
 from lrpguard.noise import gaussian_copies, image_digest, key_bytes
 from lrpguard.pixels import chroma_noise, line_noise
@@ -237,7 +238,7 @@ def smooth(
     """
     if any(not 0 <= q <= 1 for q in quantiles):
         raise ConfigurationError(f"quantiles are {list(quantiles)}; each must lie in [0, 1].")
-    method = method or Lrp(smoothing.composite)
+    method = method or Lrp(smoothing.composite, WeightCache())
     return Evidence.concatenate(
         [
             _smooth_one(

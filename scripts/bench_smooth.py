@@ -5,7 +5,7 @@ the same noisy copies, already made, in chunks of the same size, with frozen par
 that SmoothLRP does comes on top: the noise, the prediction for the clean image, the rules, the
 streamed moments.
 
-    python scripts/bench_smooth.py            # writes docs/performance.md and its JSON
+    python scripts/bench_smooth.py            # writes its section of docs/performance.md, and JSON
     python scripts/bench_smooth.py --quick    # a minute, to see that it runs
 
 Methods take turns within each repeat, so that what else the machine does falls on all of them.
@@ -17,9 +17,6 @@ change the time.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -34,7 +31,17 @@ from torch import Tensor, nn
 
 from lrpguard import Guard, Smoothing
 from lrpguard.evaluation.cifar_resnet import resnet20
-from lrpguard.evaluation.timing import Method, machine, paired_ratio, peak_memory, take_turns
+from lrpguard.evaluation.timing import (
+    Method,
+    command_line,
+    machine,
+    paired_ratio,
+    peak_memory,
+    peak_of_process,
+    setting,
+    take_turns,
+    write_results,
+)
 from lrpguard.lrp.engine import relevance
 from lrpguard.moments import RunningMoments
 from lrpguard.noise import gaussian_copies, image_digest, key_bytes
@@ -232,45 +239,34 @@ def peak(name: str, n: int, device: str) -> int:
 
 
 def peaks(name: str, *, copies: list[int], device: str, threads: int) -> dict[int, int]:
-    """Return the peak of each number of copies, each in a process of its own.
-
-    With a fixed threshold glibc gives each large tensor pages of its own, which go back when it is
-    freed: the peak is then that of the live tensors, not of the allocator's habits.
-    """
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
-    found = {}
-    for n in copies:
-        command = [sys.executable, __file__, "--peak", name, str(n)]
-        command += ["--device", device, "--threads", str(threads)]
-        done = subprocess.run(
-            command, check=True, stdout=subprocess.PIPE, text=True, env=environment
+    """Return the peak of each number of copies, each in a process of its own."""
+    return {
+        n: peak_of_process(
+            __file__, ["--peak", name, str(n), "--device", device, "--threads", str(threads)]
         )
-        found[n] = int(done.stdout)
-    return found
+        for n in copies
+    }
 
 
 def page(record: dict[str, Any]) -> str:
     """Return the results as Markdown."""
     about = record["machine"]
-    where = f"{about['cpu']}, {about['cores']} cores, {about['threads']} thread(s)"
-    where += f", {about['gpu']}" if about["gpu"] else ""
     first, last = PEAK_COPIES
     text = [
-        "# Performance of SmoothLRP",
+        "## SmoothLRP",
         "",
         f"Made by `{record['command']}`; do not edit.",
         "",
-        f"{where}; torch {about['torch']}, Python {about['python']}; clock: {about['clock']}. "
-        f"One image, n = {record['n']} copies, random weights. The *limit* is a plain forward and "
-        "input-gradient backward of the same copies in the same chunks, by torch alone; SmoothLRP "
-        "adds the noise, the clean prediction, the rules and the streamed moments. Methods took "
-        "turns; each ratio is the median over the repeats of the time over the limit's in the same "
-        "repeat, with the 95 % bootstrap interval of that median.",
+        f"{setting(about)} One image, n = {record['n']} copies, random weights. The *limit* is a "
+        "plain forward and input-gradient backward of the same copies in the same chunks, by torch "
+        "alone; SmoothLRP adds the noise, the clean prediction, the rules and the streamed "
+        "moments. Methods took turns; each ratio is the median over the repeats of the time over "
+        "the limit's in the same repeat, with the 95 % bootstrap interval of that median.",
         "",
     ]
     for name, found in record["networks"].items():
         text += [
-            f"## {name}, {found['size']} x {found['size']}, chunks of {found['chunk']}",
+            f"### {name}, {found['size']} x {found['size']}, chunks of {found['chunk']}",
             "",
             "| | seconds | times the limit | repeats | its relevance |",
             "| --- | --- | --- | --- | --- |",
@@ -337,7 +333,7 @@ def main(arguments: list[str]) -> int:
         return 0
     repeats, peer_repeats = (3, 1) if args.quick else (args.repeats, args.peer_repeats)
     record: dict[str, Any] = {
-        "command": " ".join(["python", "scripts/bench_smooth.py", *_portable(arguments)]),
+        "command": command_line("bench_smooth", arguments),
         "machine": machine(args.device),
         "n": args.n,
         "copies": list(PEAK_COPIES),
@@ -366,19 +362,9 @@ def main(arguments: list[str]) -> int:
             )
         record["networks"][name] = found
     text = page(record)
-    args.out.joinpath("results").mkdir(parents=True, exist_ok=True)
-    args.out.joinpath("performance.md").write_text(text, encoding="utf-8")
-    args.out.joinpath("results", "bench_smooth.json").write_text(
-        json.dumps(record, indent=1) + "\n", encoding="utf-8"
-    )
+    write_results(args.out, "bench_smooth", record, text)
     print(text)
     return 0
-
-
-def _portable(arguments: list[str]) -> list[str]:
-    """Return the arguments without the folder of the results."""
-    at = arguments.index("--out") if "--out" in arguments else len(arguments)
-    return arguments[:at] + arguments[at + 2 :]
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ ORDER = (
         "fingerprint",
         "scorelog",
         "restoration",
+        "stopping",
         "verdict",
     },
     {"guard"},

@@ -23,6 +23,7 @@ from lrpguard.lrp.engine import Relevance, relevance_under, saved_bytes
 from lrpguard.lrp.mode import LrpMode
 from lrpguard.lrp.operators import DROPOUT
 from lrpguard.lrp.trace import carries, is_gate
+from lrpguard.lrp.weights import WeightCache
 from lrpguard.moments import RunningMoments
 from lrpguard.noise import image_digest, key_bytes
 
@@ -163,9 +164,9 @@ def _of_one(
 def _samples(
     model: nn.Module, image: Tensor, label: Tensor, method: BayesianLrp
 ) -> Iterator[Relevance]:
-    digest = image_digest(image[0], key_bytes(method.seed))
+    digest, cache = image_digest(image[0], key_bytes(method.seed)), WeightCache()
     for number in range(method.samples):
-        mode = partial(_DropoutMode, method=method, digest=digest, sample=number)
+        mode = partial(_DropoutMode, method=method, digest=digest, sample=number, cache=cache)
         yield relevance_under(mode, model, image, label)
 
 
@@ -177,10 +178,18 @@ class _DropoutMode(LrpMode):
         method: Where and how much is dropped.
         digest: Keyed digest of the image, 16 bytes.
         sample: Number of the draw.
+        cache: Where modified weights are kept from draw to draw.
     """
 
-    def __init__(self, model: nn.Module, method: BayesianLrp, digest: bytes, sample: int) -> None:
-        super().__init__(model, method.composite)
+    def __init__(
+        self,
+        model: nn.Module,
+        method: BayesianLrp,
+        digest: bytes,
+        sample: int,
+        cache: WeightCache,
+    ) -> None:
+        super().__init__(model, method.composite, cache=cache)
         self._method = method
         self._digest = digest
         self._sample = sample

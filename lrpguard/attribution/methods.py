@@ -9,7 +9,7 @@ that LRP refuses.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from lrpguard.inputs import check_model
 from lrpguard.lrp.composites import EPSILON, Composite
 from lrpguard.lrp.engine import Relevance, network_input, plain_logits, relevance, saved_bytes
 from lrpguard.lrp.gradient import gradient_bytes, input_gradient
+from lrpguard.lrp.weights import WeightCache
 from lrpguard.noise import gaussian_copies, image_digest, key_bytes
 
 
@@ -83,15 +84,17 @@ class Lrp(Method):
 
     Args:
         composite: Which rule for which layer.
+        cache: Keeps modified weights from batch to batch; None makes them anew.
     """
 
     composite: Composite = EPSILON
+    cache: WeightCache | None = field(default=None, repr=False, compare=False)
 
     def attribute(
         self, model: nn.Module, images: Tensor, target: Tensor | None = None
     ) -> Relevance:
         """Explain a batch by :func:`lrpguard.lrp.relevance`."""
-        return relevance(model, images, target, composite=self.composite)
+        return relevance(model, images, target, composite=self.composite, cache=self.cache)
 
     def saved_bytes(self, model: nn.Module, images: Tensor) -> int:
         """Measure what one pass keeps for its backward."""

@@ -1,5 +1,6 @@
-"""The command line: ``lrpguard demo | calibrate | check | explain | doctor``."""
+"""The command line: ``lrpguard demo | calibrate | check | explain | evaluate | doctor``."""
 
+from lrpguard.cli import evaluate_command  # noqa: F401  # registers its command
 from lrpguard.cli.commands import app, main
 
 __all__ = ["app", "main"]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import platform
 import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -119,3 +122,53 @@ def machine(device: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "lrpguard": __version__,
     }
+
+
+def setting(about: Mapping[str, Any]) -> str:
+    """Say in a line where something was measured, from :func:`machine`'s record."""
+    gpu = f", {about['gpu']}" if about["gpu"] else ""
+    return (
+        f"{about['cpu']}, {about['cores']} cores, {about['threads']} thread(s){gpu}; torch "
+        f"{about['torch']}, Python {about['python']}; clock: {about['clock']}."
+    )
+
+
+def peak_of_process(script: str, arguments: Sequence[str]) -> int:
+    """Run a script in a process of its own, which prints its :func:`peak_memory`.
+
+    With a fixed threshold glibc gives each large tensor pages of its own, which go back when it is
+    freed: the peak is then that of the live tensors, not of the allocator's habits.
+    """
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, script, *arguments]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    return int(done.stdout)
+
+
+def command_line(script: str, arguments: Sequence[str]) -> str:
+    """Return the command that regenerates results, without the folder they went to."""
+    at = arguments.index("--out") if "--out" in arguments else len(arguments)
+    return " ".join(["python", f"scripts/{script}.py", *arguments[:at], *arguments[at + 2 :]])
+
+
+def write_results(folder: Path, script: str, record: Mapping[str, Any], text: str) -> None:
+    """Write a benchmark's record, and its text as a section of ``performance.md``.
+
+    Args:
+        folder: Where ``performance.md`` and ``results/`` are.
+        script: Name of the script; marks its section.
+        record: What was measured, for JSON.
+        text: The section, Markdown.
+    """
+    folder.joinpath("results").mkdir(parents=True, exist_ok=True)
+    results = folder / "results" / f"{script}.json"
+    results.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    page = folder / "performance.md"
+    old = page.read_text(encoding="utf-8") if page.exists() else "# Performance\n"
+    start, end = f"<!-- {script} -->\n", f"<!-- end of {script} -->\n"
+    before, found, rest = old.partition(start)
+    after = rest.partition(end)[2] if found else ""
+    if not found:
+        before = before.rstrip("\n") + "\n\n"
+    new = f"{before}{start}{text.rstrip()}\n{end}{after}"
+    page.write_text(new, encoding="utf-8")

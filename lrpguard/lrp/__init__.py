@@ -13,7 +13,8 @@ from lrpguard.lrp.composites import (
     LayerRule,
 )
 from lrpguard.lrp.engine import Conservation, Relevance, conservation, relevance
-from lrpguard.lrp.rules import AlphaBeta, Epsilon, Flat, Gamma, Rule, WSquare, ZBox, Zero, ZPlus
+from lrpguard.lrp.first_rules import Flat, WSquare, ZBox
+from lrpguard.lrp.rules import AlphaBeta, Epsilon, Gamma, Rule, Zero, ZPlus
 
 __all__ = [
     "CMP",

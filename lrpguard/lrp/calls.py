@@ -12,6 +12,7 @@ from lrpguard.lrp.composites import Selection
 from lrpguard.lrp.ledger import Ledger
 from lrpguard.lrp.rules import RefusalError
 from lrpguard.lrp.trace import carries, is_gate
+from lrpguard.lrp.weights import WeightCache
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Call:
     selection: Selection
     ledger: Ledger | None
     names: Mapping[int, str]
+    cache: WeightCache
+    lean: bool | None = None
 
     def run(self) -> Any:
         """Run the operator as it was called."""
@@ -34,6 +37,14 @@ class Call:
         if len(self.args) > position:
             return self.args[position]
         return self.kwargs.get(name, default)
+
+    def is_lean(self, x: Tensor) -> bool:
+        """Say whether the backward of an operator on x should keep as little as it can.
+
+        It does so on a GPU, where memory bounds the chunk; on a CPU packing the bits costs more
+        time than it spares (docs/performance.md).
+        """
+        return x.device.type != "cpu" if self.lean is None else self.lean
 
     @property
     def in_place(self) -> bool:

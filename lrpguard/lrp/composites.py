@@ -6,24 +6,18 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Any
-
-import torch
 
 from lrpguard.errors import ConfigurationError
 from lrpguard.lrp.affine import Kind
-from lrpguard.lrp.rules import (
-    RULES,
-    AlphaBeta,
-    Epsilon,
-    Flat,
-    Gamma,
-    GradientRule,
-    Rule,
-    ZBox,
-    Zero,
-    ZPlus,
+from lrpguard.lrp.first_rules import Flat, WSquare, ZBox
+from lrpguard.lrp.rules import AlphaBeta, Epsilon, Gamma, Rule, Zero, ZPlus
+
+RULES: Mapping[str, type[Rule]] = MappingProxyType(
+    {rule.__name__: rule for rule in (Zero, Epsilon, Gamma, AlphaBeta, ZPlus, Flat, WSquare, ZBox)}
 )
+"""Every rule, by the name a calibration file gives it."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +90,6 @@ class Composite:
     def counts_from_the_end(self) -> bool:
         """Whether a rule's position is known only when all layers have been counted."""
         return any(layer.position is not None and layer.position < 0 for layer in self.layers)
-
-    def stabilizes(self, dtype: torch.dtype) -> bool:
-        """Say whether some layer has an epsilon above rounding in a dtype."""
-        rules = (self.rule, *(layer.rule for layer in self.layers))
-        return any(isinstance(rule, GradientRule) and rule.applies(dtype) for rule in rules)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON form that :meth:`from_dict` reads back."""

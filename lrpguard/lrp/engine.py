@@ -16,6 +16,7 @@ from lrpguard.lrp.composites import EPSILON, ZERO, Composite
 from lrpguard.lrp.ledger import Ledger
 from lrpguard.lrp.mode import LrpMode
 from lrpguard.lrp.trace import Entry, Trace, carries, put_trace
+from lrpguard.lrp.weights import WeightCache
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def relevance(
     target: Tensor | None = None,
     *,
     composite: Composite = EPSILON,
+    cache: WeightCache | None = None,
 ) -> Relevance:
     """Explain a batch by layer-wise relevance propagation.
 
@@ -73,6 +75,7 @@ def relevance(
         images: Pixels in [0, 1] (noise may carry them beyond), on the model's device, [B, C, H, W].
         target: Explained class of each image [B]; None explains the predicted one.
         composite: Which rule for which layer.
+        cache: Keeps modified weights from call to call; None makes them anew.
 
     Returns:
         Logits and relevance, detached.
@@ -83,7 +86,9 @@ def relevance(
 
     Source: Bach et al. 2015; the modified-gradient form is derived in docs/method.md.
     """
-    return relevance_under(partial(LrpMode, composite=composite), model, images, target)
+    return relevance_under(
+        partial(LrpMode, composite=composite, cache=cache), model, images, target
+    )
 
 
 def relevance_under(
@@ -142,13 +147,16 @@ def conservation(
     )
 
 
-def saved_bytes(model: nn.Module, images: Tensor, *, composite: Composite = EPSILON) -> int:
+def saved_bytes(
+    model: nn.Module, images: Tensor, *, composite: Composite = EPSILON, lean: bool | None = None
+) -> int:
     """Measure what one pass keeps for its backward.
 
     Args:
         model: As for :func:`relevance`.
         images: As for :func:`relevance`; one image is enough.
         composite: As for :func:`relevance`.
+        lean: Whether bits are kept in place of activations; None as :func:`relevance` does.
 
     Returns:
         Bytes of the activations held between forward and backward, for the whole batch.
@@ -159,10 +167,8 @@ def saved_bytes(model: nn.Module, images: Tensor, *, composite: Composite = EPSI
     """
     network, x = network_input(model, images)
     with held_for_backward(model) as storages, graph_mode():
-        _forward(model, network, x, LrpMode(network, composite))
-    held = sum(storages.values()) + x.nbytes
-    # A stabilizer keeps a factor of the size of its layer's output, which autograd cannot tell.
-    return 2 * held if composite.stabilizes(x.dtype) else held
+        _forward(model, network, x, LrpMode(network, composite, lean=lean))
+    return sum(storages.values()) + x.nbytes
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lrpguard.lrp.affine import Affine, Kind
+from lrpguard.lrp import lean
+from lrpguard.lrp.affine import Adjoint, Affine, Flow, Kind, Weights
 from lrpguard.lrp.calls import Call, constant, plain_name, require_constant
 from lrpguard.lrp.ledger import Ledger
 from lrpguard.lrp.rules import GradientRule, RefusalError, Rule, WeightRule
@@ -30,6 +31,11 @@ def weighted(call: Call) -> Tensor:
     rest = {k: v for k, v in call.kwargs.items() if k not in ("input", "weight", "bias")}
     function, more = call.function, call.args[3:]
     name = plain_name(function)
+    adjoint: Adjoint | None = None
+    if name == "linear":
+        adjoint = _dense_adjoint
+    elif not name.startswith("conv_transpose"):
+        adjoint = lean.Convolution.of(x, weight, *more, **rest)
     return affine(
         call,
         lambda x, weight, bias: function(x, weight, bias, *more, **rest),
@@ -38,7 +44,12 @@ def weighted(call: Call) -> Tensor:
         bias,
         kind="dense" if name == "linear" else "convolution",
         output_dim=_output_dim(call) if name.startswith("conv_transpose") else 0,
+        adjoint=adjoint,
     )
+
+
+def _dense_adjoint(c: Tensor, weight: Tensor, shape: Sequence[int]) -> Tensor:
+    return c @ weight
 
 
 def _output_dim(call: Call) -> int | None:
@@ -98,19 +109,45 @@ def affine(
     *,
     kind: Kind = "dense",
     output_dim: int | None = None,
+    adjoint: Adjoint | None = None,
 ) -> Tensor:
     """Run an affine operator; its rule is applied when its output is asked for."""
     name, first = call.names.get(id(weight), ""), is_raw(x)
+    sources = (weight, bias)
     weight, bias = constant(weight), constant(bias)
     rule = call.selection.rule_for(kind, name, first=first)
+    layer = Affine(
+        function,
+        x,
+        weight,
+        bias,
+        kind,
+        name,
+        first,
+        sources,
+        call.cache,
+        output_dim,
+        adjoint,
+        stacks=isinstance(adjoint, lean.Convolution) and adjoint.groups == 1,
+    )
     if isinstance(rule, WeightRule):
-        layer = Affine(function, x, weight, bias, kind, name, first, output_dim)
         rule.check(layer)
-        with torch.no_grad():
-            z = function(x, weight, bias)
-        return put_trace(z, Trace(pending=PendingRule(rule, layer, call.ledger)))
-    z = function(x, weight, bias if bias is None else call.booked(bias))
-    return put_trace(z, Trace(pending=PendingRule(rule, None, call.ledger)))
+    elif adjoint is None:
+        z = function(x, weight, bias if bias is None else call.booked(bias))
+        return put_trace(z, Trace(pending=PendingRule(rule, None, call.ledger)))
+    with torch.no_grad():
+        z = function(x, weight, bias).data  # where it is a view, e.g. of a dense layer in 3 dims
+    return _pending(z, rule, layer, call.ledger)
+
+
+def _pending(z: Tensor, rule: Rule, layer: Affine, ledger: Ledger | None) -> Tensor:
+    """Return a layer's output with its rule pending; a gradient rule needs a graph at once."""
+    if isinstance(rule, GradientRule):
+        weight, bias = layer.weight, layer.bias
+        if layer.scale is not None:
+            weight, bias = layer.made("merged", lambda weight, bias: (weight, bias))
+        z = layer.passing(z, [Flow(Weights(weight), bias=bias)], ledger)
+    return put_trace(z, Trace(pending=PendingRule(rule, layer, ledger)))
 
 
 @dataclass
@@ -131,37 +168,58 @@ class PendingRule:
     ledger: Ledger | None
     _known: Tensor | None = None
     _known_version: int = -1
-    _only_relu: bool = False
 
-    def resolve(self, z: Tensor, *, before_relu: bool) -> Tensor:
+    def resolve(self, z: Tensor) -> Tensor:
         """Return the output ``z`` with the rule applied; the same tensor to every taker."""
         if isinstance(self.rule, GradientRule) and not self.rule.applies(z.dtype):
             return z
-        known = self._known
-        if known is not None and (before_relu or not self._only_relu or self.is_changed):
-            return known
-        self._known = known = put_trace(self._apply(z, before_relu), Trace())
-        self._known_version = known._version
-        self._only_relu = before_relu and isinstance(self.rule, WeightRule)
-        return known
+        if self._known is None:
+            self._known = put_trace(self._apply(z), Trace())
+            self._known_version = self._known._version
+        return self._known
+
+    def rectify(self, z: Tensor, *, in_place: bool) -> Tensor | None:
+        """Return ``relu(z)``, where that and the rule can be had in one; else None."""
+        if not isinstance(self.rule, WeightRule) or self._known is not None:
+            return None
+        assert self.layer is not None
+        with torch.no_grad():
+            value = z.relu_() if in_place else z.relu()
+        return self.rule.propagate(self.layer, value, self.ledger, rectified=True)
 
     @property
     def is_changed(self) -> bool:
         """Whether a taker has overwritten the output in place."""
         return self._known is not None and self._known._version != self._known_version
 
-    def _apply(self, z: Tensor, before_relu: bool) -> Tensor:
+    def _apply(self, z: Tensor) -> Tensor:
         if isinstance(self.rule, WeightRule):
             assert self.layer is not None
-            return self.rule.propagate(self.layer, z, self.ledger, before_relu=before_relu)
+            # Another tensor of the same memory: z itself stays pending, for a batch normalisation
+            # that takes it, too.
+            return self.rule.propagate(self.layer, z.data, self.ledger, rectified=False)
         assert isinstance(self.rule, GradientRule)
         return self.rule.attach(z, self.ledger)
 
 
-def resolved(value: Any, *, before_relu: bool = False) -> Any:
+def resolved(value: Any) -> Any:
     """Return a tensor with its pending rule applied; anything else as it is."""
     pending = _pending_rule(value)
-    return value if pending is None else pending.resolve(value, before_relu=before_relu)
+    return value if pending is None else pending.resolve(value)
+
+
+def relu(call: Call) -> Tensor:
+    """A ReLU: the plain gradient; where it alone takes a layer's output, one with its rule."""
+    x: Tensor = call.argument(0, "input")
+    in_place = call.in_place or bool(call.argument(1, "inplace", default=False))
+    pending = _pending_rule(x)
+    result = None if pending is None else pending.rectify(x, in_place=in_place)
+    if result is not None:
+        return result
+    x = resolved(x)
+    if call.is_lean(x) and not x._is_view():  # autograd rewrites no view in place by our function
+        return lean.relu(x, in_place=in_place)
+    return x.relu_() if in_place else x.relu()
 
 
 def is_overwritten(value: Any) -> bool:
@@ -203,11 +261,12 @@ def batch_norm(call: Call) -> Tensor:
     )
     before = _pending_rule(x)
     if before is not None and before.layer is not None:
-        merged = before.layer.merged(scale, shift)
+        sources = (given["running_mean"], given["running_var"], given["weight"], given["bias"])
+        merged = before.layer.merged(scale, shift, eps, sources)
         if merged is not None:
             with torch.no_grad():
                 z = run(x)
-            return put_trace(z, Trace(pending=PendingRule(before.rule, merged, call.ledger)))
+            return _pending(z, before.rule, merged, call.ledger)
     if before is not None and before.layer is None:
         rule = before.rule
     else:
@@ -218,7 +277,19 @@ def batch_norm(call: Call) -> Tensor:
     if isinstance(rule, WeightRule):
         with torch.no_grad():
             z = run(x)
-        layer = Affine(_scale_and_shift, x, scale, shift, "normalization", name, is_raw(x), None)
+        layer = Affine(
+            _scale_and_shift,
+            x,
+            scale,
+            shift,
+            "normalization",
+            name,
+            is_raw(x),
+            tuple(given.values()),
+            call.cache,
+            None,
+            _scale_adjoint,
+        )
         return put_trace(z, Trace(pending=PendingRule(rule, layer, call.ledger)))
     z = x * scale + call.ledger.leaf(shift) if call.ledger else _BatchNorm.apply(x, run, scale)
     return put_trace(z, Trace(pending=PendingRule(rule, None, call.ledger)))
@@ -228,10 +299,15 @@ def _scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
     return _plus(x * scale, shift)
 
 
+def _scale_adjoint(c: Tensor, scale: Tensor, shape: Sequence[int]) -> Tensor:
+    return c * scale
+
+
 def _pending_rule(value: Any) -> PendingRule | None:
     trace = trace_of(value)
-    pending = trace.pending if trace is not None else None
-    return pending if isinstance(pending, PendingRule) else None
+    if trace is None or trace.version != value._version:  # overwritten through a view
+        return None
+    return trace.pending if isinstance(trace.pending, PendingRule) else None
 
 
 class _BatchNorm(torch.autograd.Function):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -18,6 +16,7 @@ class Ledger:
     def __init__(self) -> None:
         self._biases: list[Tensor] = []
         self._stabilizers: list[Tensor] = []
+        self._absorbed_by_biases: list[Tensor] = []
 
     def leaf(self, bias: Tensor) -> Tensor:
         """Put ``bias`` into the graph so that its share will be booked."""
@@ -25,19 +24,13 @@ class Ledger:
         self._biases.append(leaf)
         return leaf.clone()  # a leaf forbids in-place use
 
-    def booking_hook(self, z: Tensor, factor: Tensor) -> Callable[[Tensor], Tensor]:
-        """Return a gradient hook that scales by ``factor`` and books what that absorbs."""
-
-        def hook(c: Tensor) -> Tensor:
-            scaled = c * factor
-            self.absorb(((c - scaled) * z).sum())
-            return scaled
-
-        return hook
-
     def absorb(self, relevance: Tensor) -> None:
         """Book relevance that a stabilizer has absorbed."""
         self._stabilizers.append(relevance)
+
+    def absorb_bias(self, relevance: Tensor) -> None:
+        """Book relevance that a bias has absorbed which is no leaf of the graph."""
+        self._absorbed_by_biases.append(relevance)
 
     @property
     def biases(self) -> list[Tensor]:
@@ -47,7 +40,8 @@ class Ledger:
     def bias_relevance(self, gradients: tuple[Tensor | None, ...]) -> float:
         """Return the relevance absorbed by all biases, ``sum(b * g_b)``."""
         pairs = zip(self._biases, gradients, strict=True)
-        return sum(float((b.detach() * g).sum()) for b, g in pairs if g is not None)
+        shares = [(b.detach() * g).sum() for b, g in pairs if g is not None]
+        return sum(float(share) for share in (*shares, *self._absorbed_by_biases))
 
     def stabilizer_relevance(self) -> float:
         """Return the relevance absorbed by all stabilizers."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -46,6 +45,7 @@ from lrpguard.lrp.trace import (
     tensors,
     trace_of,
 )
+from lrpguard.lrp.weights import WeightCache
 
 _UNSEEN = (
     "its input reached it through code that lrpguard cannot look into (a torch.autograd.Function, "
@@ -60,15 +60,24 @@ class LrpMode(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
         model: The model that will run; its parameters and modules are named in rules and errors.
         composite: Which rule for which layer.
         ledger: Where absorbed relevance is booked, None to keep no books.
+        cache: Where modified weights are kept from pass to pass, None to make them anew.
+        lean: Whether to keep bits for the backward in place of activations; None where it pays.
     """
 
     def __init__(
-        self, model: nn.Module, composite: Composite, ledger: Ledger | None = None
+        self,
+        model: nn.Module,
+        composite: Composite,
+        ledger: Ledger | None = None,
+        cache: WeightCache | None = None,
+        lean: bool | None = None,
     ) -> None:
         super().__init__()
         self._model = model
         self.selection = Selection(composite)
         self._ledger = ledger
+        self._cache = WeightCache() if cache is None else cache
+        self._lean = lean
         self._entry: Any = None
         self._blind: set[Any] = set()
         self._modules: dict[int, str] = {}
@@ -106,9 +115,17 @@ class LrpMode(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
             return self._without_rule(name, func, args, kwargs)
         try:
             if name not in UNRESOLVED:
-                resolve = partial(resolved, before_relu=name == "relu")
-                args, kwargs = substitute(args, resolve), substitute(kwargs, resolve)
-            call = Call(func, args, kwargs, self.selection, self._ledger, self._names)
+                args, kwargs = substitute(args, resolved), substitute(kwargs, resolved)
+            call = Call(
+                func,
+                args,
+                kwargs,
+                self.selection,
+                self._ledger,
+                self._names,
+                self._cache,
+                self._lean,
+            )
             result = handler(call)
             if name not in OWN_TRACE:
                 return _trace(result, name, args, kwargs)

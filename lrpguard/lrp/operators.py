@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrpguard.lrp import activations, layers
+from lrpguard.lrp import activations, layers, lean
 from lrpguard.lrp.calls import Call, constant
 from lrpguard.lrp.layers import constant_unless_carrying
 from lrpguard.lrp.rules import RefusalError
@@ -88,7 +88,7 @@ CASTING = frozenset("to type type_as".split())
 LIKE = frozenset("expand_as reshape_as to type_as view_as".split())
 """Operators that read no more than the shape and type of any tensor but the first."""
 
-UNRESOLVED = DROPOUT | {"batch_norm"}
+UNRESOLVED = DROPOUT | {"batch_norm", "relu"}
 """Operators that take a pending layer as it is."""
 
 ESCAPES = frozenset(
@@ -153,6 +153,17 @@ def _pad(call: Call) -> Any:
     mode, value = call.argument(2, "mode", "constant"), call.argument(3, "value")
     if mode == "constant" and value not in (None, 0):
         raise RefusalError(f"it pads with the constant {value}; only padding with 0 has a rule.")
+    return call.run()
+
+
+def _max_pool2d(call: Call) -> Any:
+    """Max-pooling: the winner takes all."""
+    names = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode")
+    options = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
+    if not options.pop("return_indices", False) and call.is_lean(options["input"]):
+        pooled = lean.max_pool2d(options.pop("input"), **options)
+        if pooled is not None:
+            return pooled
     return call.run()
 
 
@@ -226,9 +237,11 @@ HANDLERS: Mapping[str, Callable[[Call], Any]] = MappingProxyType(
         "group_norm": activations.group_norm,
         "layer_norm": activations.layer_norm,
         "max": _maximum_over,
+        "max_pool2d": _max_pool2d,
         "multi_head_attention_forward": activations.multi_head_attention,
         "normalize": activations.normalize,
         "pad": _pad,
+        "relu": layers.relu,
         "rms_norm": activations.rms_norm,
         "scaled_dot_product_attention": activations.scaled_dot_product_attention,
     }

@@ -8,18 +8,18 @@ incoming ``c``; the others send the relevance through modified weights.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
-from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lrpguard.errors import ConfigurationError
-from lrpguard.lrp.affine import Affine, detour
+from lrpguard.lrp.affine import Affine, Flow, Weights, smallest
 from lrpguard.lrp.ledger import Ledger
-from lrpguard.lrp.trace import Entry, is_nonnegative, trace_of
+from lrpguard.lrp.trace import is_nonnegative
 
 NEGLIGIBLE = 0.01
 """Epsilon below this share of a dtype's machine epsilon is not applied.
@@ -28,6 +28,10 @@ It would change the factor ``z / (z + epsilon)`` by more than rounding only wher
 ``|z| < NEGLIGIBLE``: on SqueezeNet at epsilon = 1e-9 in float32 leaving it out changes
 the relevance map by 1.5e-7, below the rounding of the pass itself (2.6e-7).
 """
+
+
+Part = tuple[Hashable, Callable[[Tensor], Tensor]]
+"""A part of the weights by name, and how it is made of them."""
 
 
 class RefusalError(Exception):
@@ -67,15 +71,15 @@ class WeightRule(Rule, ABC):
 
     @abstractmethod
     def propagate(
-        self, layer: Affine, z: Tensor, ledger: Ledger | None, *, before_relu: bool
+        self, layer: Affine, value: Tensor, ledger: Ledger | None, *, rectified: bool
     ) -> Tensor:
-        """Return ``z`` with a graph that passes relevance by this rule.
+        """Return ``value`` itself, with a graph that passes relevance by this rule.
 
         Args:
             layer: The operator and its input.
-            z: Its output, without graph.
+            value: Its output ``z``, or ``relu(z)``, without graph.
             ledger: Where absorbed relevance is booked, if anyone asked.
-            before_relu: Only a ReLU takes ``z``, so nothing reaches its negative values.
+            rectified: ``value`` is ``relu(z)``, so nothing reaches negative outputs.
 
         Raises:
             RefusalError: The rule does not apply to this layer.
@@ -129,13 +133,29 @@ class Epsilon(GradientRule):
         with torch.no_grad():
             magnitude = z.abs()
             factor = magnitude / (magnitude + self.epsilon)
-        # A copy, because a batch normalisation may take z without its stabilizer. The hook keeps
-        # its own tensors, because an in-place ReLU may overwrite the copy.
-        result = z.clone()
-        result.register_hook(
-            ledger.booking_hook(z.detach(), factor) if ledger else partial(_mul, factor)
-        )
+        # A copy, because a batch normalisation may take z without its stabilizer.
+        result: Tensor = _Scaled.apply(z, factor)
+        if ledger:
+            result.register_hook(partial(_book_scaling, ledger, z.detach().clone(), factor))
         return result
+
+
+def _book_scaling(ledger: Ledger, z: Tensor, factor: Tensor, c: Tensor) -> None:
+    ledger.absorb(((c - c * factor) * z).sum())
+
+
+class _Scaled(torch.autograd.Function):
+    """A copy whose gradient is scaled."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, factor: Tensor) -> Tensor:
+        ctx.save_for_backward(factor)
+        return z.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (factor,) = ctx.saved_tensors
+        return gradients[0] * factor, None
 
 
 @dataclass(frozen=True)
@@ -170,17 +190,33 @@ class AlphaBeta(WeightRule):
             )
 
     def propagate(
-        self, layer: Affine, z: Tensor, ledger: Ledger | None, *, before_relu: bool
+        self, layer: Affine, value: Tensor, ledger: Ledger | None, *, rectified: bool
     ) -> Tensor:
         """Send alpha through the positive and -beta through the negative contributions."""
-        positive, negative = _parts(layer.weight)
-        bias_up, bias_down = _bias_parts(layer.bias)
-        sums = [_signed_sum(layer, positive, negative, bias_up, ledger)]
-        shares: list[Tensor | float] = [self.alpha]
+        up = partial(torch.clamp, min=0.0)
+        down = partial(torch.clamp, max=0.0)
+        flows = [self._flow(layer, value, ledger, self.alpha, ("up", up), ("down", down))]
         if self.beta:
-            sums.append(_signed_sum(layer, negative, positive, bias_down, ledger))
-            shares.append(-self.beta)
-        return detour(z, sums, shares, self.stabilizer, ledger)
+            flows.append(self._flow(layer, value, ledger, -self.beta, ("down", down), ("up", up)))
+        return layer.passing(value, flows, ledger)
+
+    def _flow(
+        self,
+        layer: Affine,
+        value: Tensor,
+        ledger: Ledger | None,
+        share: float,
+        part: Part,
+        other: Part,
+    ) -> Flow:
+        weights = _weights(layer, part, other)
+        step = smallest(self.stabilizer, value.dtype) * (1 if share > 0 else -1)
+        total, bias = _stabilized_sum(layer, weights, part, step)
+        books = None if ledger is None else total - step
+        factor = torch.div(value, total, out=total)
+        if share != 1:
+            factor.mul_(share)
+        return Flow(weights, factor, total=books, bias=bias)
 
 
 @dataclass(frozen=True)
@@ -217,118 +253,32 @@ class Gamma(WeightRule):
         _check_finite("stabilizer", self.stabilizer)
 
     def propagate(
-        self, layer: Affine, z: Tensor, ledger: Ledger | None, *, before_relu: bool
+        self, layer: Affine, value: Tensor, ledger: Ledger | None, *, rectified: bool
     ) -> Tensor:
-        """Send positive outputs through enhanced positive contributions, negative likewise."""
-        raised = self._enhanced(layer.weight, torch.Tensor.clamp_min)
-        lowered = self._enhanced(layer.weight, torch.Tensor.clamp_max)
-        bias = layer.bias
-        bias_raised = None if bias is None else self._enhanced(bias, torch.Tensor.clamp_min)
-        sums = [_signed_sum(layer, raised, lowered, bias_raised, ledger)]
-        shares: list[Tensor | float] = [(z > 0).to(z.dtype)]
-        if not before_relu:
-            bias_lowered = None if bias is None else self._enhanced(bias, torch.Tensor.clamp_max)
-            sums.append(_signed_sum(layer, lowered, raised, bias_lowered, ledger))
-            shares.append((z < 0).to(z.dtype))
-        return detour(z, sums, shares, self.stabilizer, ledger)
+        """Send positive outputs through enhanced positive contributions, negative likewise.
 
-    def _enhanced(self, values: Tensor, part: Callable[[Tensor, float], Tensor]) -> Tensor:
-        return values + self.gamma * part(values, 0.0)
-
-
-@dataclass(frozen=True)
-class Flat(WeightRule):
-    """LRP-flat, for the first layer: relevance spreads evenly over the receptive field.
-
-    Args:
-        stabilizer: Keeps the sums off zero.
-
-    Source: Lapuschkin et al. 2019.
-    """
-
-    stabilizer: float = 1e-9
-
-    def check(self, layer: Affine) -> None:
-        """Refuse a layer that does not take the network's input."""
-        _entry(layer, "flat")
-
-    def propagate(
-        self, layer: Affine, z: Tensor, ledger: Ledger | None, *, before_relu: bool
-    ) -> Tensor:
-        """Send relevance through weights of one, straight to the input."""
-        entry = _entry(layer, "flat")
-        total = layer.function(1 + entry.direct, torch.ones_like(layer.weight), None)
-        return detour(z, [total], [1.0], self.stabilizer, ledger)
-
-
-@dataclass(frozen=True)
-class WSquare(WeightRule):
-    """LRP-w-square, for the first layer: relevance in proportion to the squared weights.
-
-    Args:
-        stabilizer: Keeps the sums off zero.
-
-    Source: Montavon et al. 2017.
-    """
-
-    stabilizer: float = 1e-9
-
-    def check(self, layer: Affine) -> None:
-        """Refuse a layer that does not take the network's input."""
-        _entry(layer, "w-square")
-
-    def propagate(
-        self, layer: Affine, z: Tensor, ledger: Ledger | None, *, before_relu: bool
-    ) -> Tensor:
-        """Send relevance through the squared weights, straight to the input."""
-        entry = _entry(layer, "w-square")
-        bias = None if layer.bias is None else layer.bias**2
-        total = layer.function(1 + entry.direct, layer.weight**2, _booked(bias, ledger))
-        return detour(z, [total], [1.0], self.stabilizer, ledger)
-
-
-@dataclass(frozen=True)
-class ZBox(WeightRule):
-    """LRP-z-box, for the first layer: pixels that lie between a lowest and a highest value.
-
-    The bounds are those of pixels in [0, 1], carried through a known normalisation.
-
-    Args:
-        stabilizer: Keeps the sums off zero.
-
-    Source: Montavon et al. 2017 (z^B rule).
-    """
-
-    stabilizer: float = 1e-9
-
-    def check(self, layer: Affine) -> None:
-        """Refuse a layer that does not take the network's input."""
-        _entry(layer, "z-box")
-
-    def propagate(
-        self, layer: Affine, z: Tensor, ledger: Ledger | None, *, before_relu: bool
-    ) -> Tensor:
-        """Send relevance through ``x w - low w+ - high w-``, straight to the input."""
-        entry = _entry(layer, "z-box")
-        up, down = _parts(layer.weight)
-        bias_up, bias_down = _bias_parts(layer.bias)
-        scale = 1 + entry.direct
-        total = (
-            layer.function(layer.x.detach() * scale, layer.weight, _booked(layer.bias, ledger))
-            - layer.function(entry.low * scale, up, _booked(bias_up, ledger))
-            - layer.function(entry.high * scale, down, _booked(bias_down, ledger))
-        )
-        return detour(z, [total], [1.0], self.stabilizer, ledger)
-
-
-RULES: Mapping[str, type[Rule]] = MappingProxyType(
-    {rule.__name__: rule for rule in (Zero, Epsilon, Gamma, AlphaBeta, ZPlus, Flat, WSquare, ZBox)}
-)
-"""Every rule, by the name a calibration file gives it."""
-
-
-def _mul(factor: Tensor, c: Tensor) -> Tensor:
-    return c * factor
+        With p and q the sums of the positive and the negative contributions, ``z = p + q``, the
+        denominators are ``z + gamma p`` where z > 0 and ``z + gamma q`` where z < 0. The second
+        is ``(2 + gamma) z - (z + gamma p)``: where it is used no two terms of it cancel.
+        """
+        raised = (("raised", self.gamma), partial(_enhanced, gamma=self.gamma, min=0.0))
+        lowered = (("lowered", self.gamma), partial(_enhanced, gamma=self.gamma, max=0.0))
+        weights = _weights(layer, raised, lowered)
+        step = smallest(self.stabilizer, value.dtype)
+        total, bias = _stabilized_sum(layer, weights, raised, step)
+        above = None if ledger is None else total - step
+        if rectified:
+            factor = torch.div(value, total, out=total)
+            return layer.passing(value, [Flow(weights, factor, total=above, bias=bias)], ledger)
+        below = None if above is None else (2 + self.gamma) * value - above
+        total.sub_(value.clamp_max(0), alpha=2 + self.gamma)
+        factor = torch.div(value, total, out=total)
+        other = _weights(layer, lowered, raised)
+        flows = [
+            Flow(weights, factor, 1, above, bias),
+            Flow(other, factor, -1, below, _bias(layer, lowered)),
+        ]
+        return layer.passing(value, flows, ledger)
 
 
 def _check_finite(name: str, value: float) -> None:
@@ -336,40 +286,31 @@ def _check_finite(name: str, value: float) -> None:
         raise ConfigurationError(f"{name} is {value}; it must be finite and >= 0.")
 
 
-def _parts(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the positive and the negative part."""
-    return values.clamp(min=0), values.clamp(max=0)
+def _enhanced(values: Tensor, *, gamma: float, **bound: float) -> Tensor:
+    return values + gamma * values.clamp(**bound)
 
 
-def _bias_parts(bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    return (None, None) if bias is None else _parts(bias)
+def _weights(layer: Affine, part: Part, other: Part) -> Weights:
+    """Return a part of the weights for inputs above zero, the other for those below."""
+    signed = not is_nonnegative(layer.x)
+    return Weights(_weight(layer, part), _weight(layer, other) if signed else None)
 
 
-def _booked(bias: Tensor | None, ledger: Ledger | None) -> Tensor | None:
-    return ledger.leaf(bias) if ledger is not None and bias is not None else bias
+def _weight(layer: Affine, part: Part) -> Tensor:
+    name, make = part
+    return layer.made(("weight", name), lambda weight, bias: make(weight))
 
 
-def _signed_sum(
-    layer: Affine,
-    for_positive: Tensor,
-    for_negative: Tensor,
-    bias: Tensor | None,
-    ledger: Ledger | None,
-) -> Tensor:
-    """Return ``x+ for_positive + x- for_negative + bias``."""
-    bias = _booked(bias, ledger)
-    if is_nonnegative(layer.x):
-        return layer.function(layer.x, for_positive, bias)
-    return layer.function(layer.x.clamp(min=0), for_positive, bias) + layer.function(
-        layer.x.clamp(max=0), for_negative, None
-    )
+def _bias(layer: Affine, part: Part) -> Tensor | None:
+    name, make = part
+    return layer.made(("bias", name), lambda weight, bias: None if bias is None else make(bias))
 
 
-def _entry(layer: Affine, rule: str) -> Entry:
-    trace = trace_of(layer.x)
-    if trace is None or trace.entry is None:
-        raise RefusalError(
-            f"the {rule} rule is for a first layer that takes the network's input itself; "
-            "this one takes something computed from it."
-        )
-    return trace.entry
+def _stabilized_sum(
+    layer: Affine, weights: Weights, part: Part, step: float
+) -> tuple[Tensor, Tensor | None]:
+    """Return the sum of contributions plus a stabilizer, and the bias that is part of it."""
+    bias = _bias(layer, part)
+    if bias is None:
+        return layer.weighted(weights, None).add_(step), None
+    return layer.weighted(weights, bias + step), bias

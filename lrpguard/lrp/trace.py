@@ -14,7 +14,7 @@ _ATTRIBUTE = "_lrpguard_trace"
 class Pending(Protocol):
     """A rule not applied yet: a batch normalisation that follows is merged first."""
 
-    def resolve(self, z: Tensor, *, before_relu: bool) -> Tensor:
+    def resolve(self, z: Tensor) -> Tensor:
         """Return the tensor ``z`` with its rule applied."""
 
 

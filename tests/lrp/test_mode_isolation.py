@@ -11,20 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from lrpguard.errors import UnsupportedOperatorError
-from lrpguard.lrp import conservation, relevance
+from lrpguard.lrp import Composite, Epsilon, Gamma, Rule, ZPlus, conservation, relevance
 from lrpguard.lrp.engine import saved_bytes
 from tests.nets import TinyResNet, Whole, epsilon, images, plain_cnn, randomized
 
 
 class TestThreads:
-    def test_eight_threads_on_one_model_equal_the_sequential_run(self) -> None:
+    @pytest.mark.parametrize("rule", [Epsilon(0.1), Gamma(0.25), ZPlus()])
+    def test_sixteen_threads_on_one_model_equal_the_sequential_run(self, rule: Rule) -> None:
         model = randomized(TinyResNet(), dtype=torch.float32)
+        own = Composite("own", rule)
         jobs = [
-            (images(1 + i % 3, seed=i, dtype=torch.float32), epsilon(0.1 if i % 2 else 0))
+            (images(1 + i % 3, seed=i, dtype=torch.float32), own if i % 2 else epsilon(0))
             for i in range(32)
         ]
         expected = [relevance(model, x, composite=c) for x, c in jobs]
-        start = threading.Barrier(8)
+        start = threading.Barrier(16)
 
         def work(thread: int) -> list[tuple[int, Tensor, Tensor]]:
             torch.set_num_threads(1)
@@ -37,8 +39,8 @@ class TestThreads:
                 results.append((i, result.relevance, result.logits))
             return results
 
-        with ThreadPoolExecutor(8) as pool:
-            for results in pool.map(work, range(8)):
+        with ThreadPoolExecutor(16) as pool:
+            for results in pool.map(work, range(16)):
                 for i, ours, logits in results:
                     assert torch.equal(ours, expected[i].relevance)
                     assert torch.equal(logits, expected[i].logits)

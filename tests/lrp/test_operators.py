@@ -12,12 +12,14 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from lrpguard.lrp import COMPOSITES, relevance
 from tests.nets import (
     CLASSES,
     FEATURES,
     WEIGHT,
     Between,
     Body,
+    TinyResNet,
     Whole,
     assert_exact,
     assert_same,
@@ -26,6 +28,7 @@ from tests.nets import (
     images,
     plain_cnn,
     randomized,
+    rel_l2,
 )
 
 RELUS: dict[str, Body] = {
@@ -251,3 +254,69 @@ class TestNormalizationInside:
         assert_exact(model, x)
         mean, std = (torch.tensor(v, dtype=x.dtype).view(3, 1, 1) for v in (self.mean, self.std))
         assert_same(model, self.net(lambda x: (x - mean) / std), x)
+
+
+EINOPS: dict[str, tuple[Body, Body]] = {
+    "rearrange": (
+        lambda net, t: net.einops.rearrange(t, "b (g c) h w -> b (c g) w h", g=2),
+        lambda net, t: t.view(-1, 2, 2, 16, 16).transpose(1, 2).reshape(t.shape).mT,
+    ),
+    "reduce": (
+        lambda net, t: net.einops.reduce(t, "b c (h p) (w q) -> b c h w", "mean", p=2, q=4),
+        lambda net, t: F.avg_pool2d(t, (2, 4)),
+    ),
+    "reduce by the maximum": (
+        lambda net, t: net.einops.reduce(t, "b c h w -> b c 1 w", "max"),
+        lambda net, t: t.amax(2, keepdim=True),
+    ),
+    "repeat": (
+        lambda net, t: net.einops.repeat(t, "b c h w -> b c (r h) w", r=3),
+        lambda net, t: t.repeat(1, 1, 3, 1),
+    ),
+    "einsum": (
+        lambda net, t: net.einops.einsum(t, WEIGHT, "b c h w, w k -> b c h k"),
+        lambda net, t: t @ WEIGHT,
+    ),
+    "patches": (
+        lambda net, t: net.einops.rearrange(
+            F.relu(t), "b c (h p) (w q) -> b (h w) (p q c)", p=4, q=4
+        ),
+        lambda net, t: F.unfold(F.relu(t), 4, stride=4).mT.unflatten(2, (4, 16)).mT.flatten(2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", EINOPS)
+def test_einops(name: str) -> None:
+    einops = pytest.importorskip("einops", reason="needs lrpguard[dev]")
+    body, plain = EINOPS[name]
+    x = images(seed=2)
+    with torch.no_grad():
+        width = plain(None, torch.zeros(1, 4, 16, 16, dtype=torch.float64)).numel()
+    model = randomized(Between(body, width=width, einops=einops))
+    other = Between(plain, width=width).double().eval()
+    other.load_state_dict(model.state_dict())
+    assert_exact(model, x)
+    assert_same(model, other, x)
+
+
+@pytest.mark.parametrize("mode", ["row", "batch"])
+def test_stochastic_depth_in_eval_mode_is_nothing(mode: str) -> None:
+    drop = torchvision.ops.StochasticDepth(0.5, mode)
+    model = randomized(Between(lambda net, t: t + net.drop(F.relu(t)), drop=drop))
+    other = copy.deepcopy(model)
+    other.body = lambda net, t: t + F.relu(t)
+    assert_exact(model, images())
+    assert_same(model, other, images())
+
+
+@pytest.mark.parametrize("preset", COMPOSITES)
+def test_channels_last(preset: str) -> None:
+    """Neither the layout of the weights nor that of the images is to be seen in a map."""
+    model, x = randomized(TinyResNet()), images()
+    expected = relevance(model, x, composite=COMPOSITES[preset])
+    model = model.to(memory_format=torch.channels_last)
+    for given in (x, x.to(memory_format=torch.channels_last)):
+        ours = relevance(model, given, composite=COMPOSITES[preset])
+        assert rel_l2(ours.relevance, expected.relevance) <= 1e-12
+        assert rel_l2(ours.logits, expected.logits) <= 1e-13

@@ -36,57 +36,9 @@ from tests.nets import (
     rel_l2,
     torchvision_net,
 )
+from tests.shares import STABILIZER, Shares, alpha_beta, flat, gamma, w_square, z_box
 
-STABILIZER = 1e-9
 TINY = 1e-300
-
-Shares = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-"""From x [I], W [J, I], b [J], z [J], R [J] to the relevance [I], as the papers write it."""
-
-
-def stabilized(z: Tensor) -> Tensor:
-    return z + STABILIZER * (2 * (z >= 0).to(z.dtype) - 1)
-
-
-def alpha_beta(alpha: float, beta: float) -> Shares:
-    def shares(x: Tensor, w: Tensor, b: Tensor, z: Tensor, r: Tensor) -> Tensor:
-        up, down = (w * x).clamp(min=0), (w * x).clamp(max=0)
-        z_up = stabilized(up.sum(1) + b.clamp(min=0))
-        # A sum of no negative term is 0, whose stabilizer's sign then meets no numerator.
-        z_down = stabilized(down.sum(1) + b.clamp(max=0))
-        flows = alpha * up / z_up[:, None] - beta * down / z_down[:, None]
-        return (flows * r[:, None]).sum(0)
-
-    return shares
-
-
-def gamma(value: float) -> Shares:
-    def shares(x: Tensor, w: Tensor, b: Tensor, z: Tensor, r: Tensor) -> Tensor:
-        total = torch.zeros_like(x)
-        for j in range(len(z)):
-            part = {"min": 0} if z[j] > 0 else {"max": 0}
-            terms = w[j] * x
-            terms = terms + value * terms.clamp(**part)
-            bias = b[j] + value * b[j].clamp(**part)
-            total = total + terms / stabilized(terms.sum() + bias) * r[j]
-        return total
-
-    return shares
-
-
-def flat(x: Tensor, w: Tensor, b: Tensor, z: Tensor, r: Tensor) -> Tensor:
-    seen = (w != 0).to(w.dtype)
-    return (seen / stabilized(seen.sum(1))[:, None] * r[:, None]).sum(0)
-
-
-def w_square(x: Tensor, w: Tensor, b: Tensor, z: Tensor, r: Tensor) -> Tensor:
-    return (w**2 / stabilized((w**2).sum(1) + b**2)[:, None] * r[:, None]).sum(0)
-
-
-def z_box(x: Tensor, w: Tensor, b: Tensor, z: Tensor, r: Tensor) -> Tensor:
-    terms = w * x - w.clamp(min=0) * 0.0 - w.clamp(max=0) * 1.0
-    return (terms / stabilized(terms.sum(1))[:, None] * r[:, None]).sum(0)
-
 
 RULES: dict[str, tuple[Rule, Shares]] = {
     "z-plus": (ZPlus(), alpha_beta(1, 0)),

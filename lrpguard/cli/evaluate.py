@@ -1,0 +1,128 @@
+"""``lrpguard evaluate``: attacks, detectors and restoration measured on labelled images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lrpguard.attacks import choose
+from lrpguard.baselines import baseline
+from lrpguard.cli.console import OK, Console
+from lrpguard.cli.opening import open_model, smoothing
+from lrpguard.cli.options import ModelOptions, NoiseOptions
+from lrpguard.errors import ConfigurationError, ModelOutputError
+from lrpguard.evaluation.adversarial import default_cache
+from lrpguard.evaluation.evaluate import Settings, evaluate
+from lrpguard.evaluation.labelled import labelled
+from lrpguard.evaluation.paper.card import write_card
+from lrpguard.evaluation.protocol import draw_splits
+from lrpguard.evaluation.tables import card_tables
+from lrpguard.guard import Guard
+from lrpguard.loading import LoadedModel, load_data
+from lrpguard.smoothing import clean_logits, to_model
+
+QUICK_POOL, QUICK_TEST = 400, 100
+FULL_POOL, FULL_TEST = 2000, 300
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """What to measure.
+
+    Attributes:
+        data: Images with their classes.
+        labels: File of ``name,label`` lines.
+        pool: Clean images that fit and calibrate; None takes the default.
+        test: Images that are judged; None takes the default.
+        attacks: Names with commas between them; None takes all, or the quick ones.
+        quick: A first look, in minutes.
+        baselines: Names with commas between them.
+        out: Folder of the card and the rows.
+        cache: Folder of attacked images; None takes the default.
+        seed: Seed of splits, attacks and bootstrap.
+        name: What the card calls the model; None takes its specification.
+        quiet: No progress bars.
+        command: The command as it may be shown to others.
+    """
+
+    data: str
+    labels: Path | None
+    pool: int | None
+    test: int | None
+    attacks: str | None
+    quick: bool
+    baselines: str | None
+    out: Path
+    cache: Path | None
+    seed: int
+    name: str | None
+    quiet: bool
+    command: str
+
+
+def run(
+    model: ModelOptions, noise: NoiseOptions, options: EvaluateOptions, *, console: Console
+) -> int:
+    """Evaluate, print the tables, write the card.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        LrpGuardError: The model, the images or the settings do not allow it.
+    """
+    attacks = choose(_names(options.attacks), quick=options.quick)
+    baselines = _names(options.baselines)
+    for name in baselines:
+        baseline(name)  # refuse an unknown one before the work
+    loaded = open_model(model)
+    source = load_data(options.data, preprocessing=loaded.preprocessing)
+    data = labelled(source, classes=_classes(loaded, source[0].image), labels_file=options.labels)
+    splits = draw_splits(
+        data,
+        pool=options.pool or (QUICK_POOL if options.quick else FULL_POOL),
+        test=options.test or (QUICK_TEST if options.quick else FULL_TEST),
+        seed=options.seed,
+    )
+    given = noise.n is not None or noise.sigma is not None
+    guard = Guard(loaded.model, smoothing=smoothing(noise) if given else None, key=noise.key)
+    card = evaluate(
+        loaded.model,
+        splits,
+        guard=guard,
+        settings=Settings(
+            attacks=attacks,
+            baselines=baselines,
+            seed=options.seed,
+            out=options.out,
+            cache=options.cache or default_cache(),
+            progress=not (options.quiet or console.json),
+        ),
+        about={
+            "model": options.name or model.spec,
+            "data": Path(options.data).name,
+            "command": options.command,
+        },
+    )
+    path = options.out / "card.json"
+    write_card(card, path)
+    console.record(card)
+    console.line(card_tables(card))
+    console.line(f"\nwrote {path}")
+    return OK
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
+def _classes(loaded: LoadedModel, image: torch.Tensor | None) -> int:
+    """Return the number of the model's classes K, from its answer to one image."""
+    if image is None:
+        raise ConfigurationError("the first image cannot be read. Remove it from the data.")
+    logits = clean_logits(loaded.model, to_model(image[None], loaded.model))
+    if logits.shape[1] < 2:
+        raise ModelOutputError(f"the model gives {logits.shape[1]} logit; expected 2 or more.")
+    return logits.shape[1]

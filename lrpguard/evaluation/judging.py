@@ -1,0 +1,210 @@
+"""Every detector judges the same images; one row an image, written as it comes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lrpguard.attacks import Attack
+from lrpguard.baselines import Baseline
+from lrpguard.calibration import Calibration, check_size, conformal_p_values
+from lrpguard.calibrator import FIT_SHARE
+from lrpguard.evaluation.adversarial import AttackedSet
+from lrpguard.evaluation.protocol import ImageSet
+from lrpguard.guard import Guard
+from lrpguard.rowlog import RowLog
+from lrpguard.smoothing import to_model
+from lrpguard.verdict import Verdict
+
+ALPHAS = (0.01, 0.05)
+"""False-positive rates at which detection is stated."""
+
+CLEAN = "clean"
+"""What rows of the untouched test images are called."""
+
+BATCH = 16
+"""Images judged together."""
+
+
+@dataclass(frozen=True, eq=False)
+class CalibratedBaseline:
+    """A baseline with a conformal p-value, as our own detector has one.
+
+    Attributes:
+        baseline: The fitted baseline.
+        anomalies: Its scores of the calibration images, ascending, float64 [n].
+    """
+
+    baseline: Baseline
+    anomalies: Tensor
+
+    @property
+    def name(self) -> str:
+        """The baseline's name."""
+        return self.baseline.name
+
+
+@dataclass(frozen=True, eq=False)
+class Detectors:
+    """All that judges.
+
+    Attributes:
+        guard: Our guard, calibrated on the pool.
+        baselines: What stands beside it, fitted and calibrated on the same pool.
+    """
+
+    guard: Guard
+    baselines: tuple[CalibratedBaseline, ...]
+
+    @property
+    def calibration(self) -> Calibration:
+        """The guard's calibration."""
+        assert self.guard.calibration is not None  # the only maker calibrates it
+        return self.guard.calibration
+
+
+def content_halves(pool: ImageSet) -> tuple[ImageSet, ImageSet]:
+    """Return the images that fit and those that calibrate, split as a calibration splits them.
+
+    By content, so that both halves are the same whatever the order, and for every detector.
+    """
+    keys = [hashlib.sha256(digest.encode()).digest() for digest in pool.digests]
+    order = sorted(range(len(pool)), key=lambda row: keys[row])
+    fit = round(FIT_SHARE * len(pool))
+    return pool.select(order[:fit]), pool.select(order[fit:])
+
+
+def fit_baseline(baseline: Baseline, model: nn.Module, pool: ImageSet) -> CalibratedBaseline:
+    """Fit a baseline on one half of the pool, and calibrate it on the other.
+
+    Raises:
+        CalibrationSizeError: The pool is too small for the smallest of ``ALPHAS``.
+        LrpGuardError: The baseline cannot be fitted.
+    """
+    fit, rest = content_halves(pool)
+    check_size(len(rest), min(ALPHAS))
+    fitted = baseline.fit(model, to_model(fit.pixels(), model), fit.labels)
+    parts = to_model(rest.pixels(), model).split(BATCH)
+    scores = torch.cat([fitted.anomaly(part).double().cpu() for part in parts])
+    return CalibratedBaseline(fitted, scores.sort().values)
+
+
+def judging_header(detectors: Detectors, test: ImageSet, *, seed: int) -> dict[str, Any]:
+    """Return what the rows of a run depend on, beside the attacks."""
+    calibration = detectors.calibration
+    scores = {"guard": calibration.anomalies} | {b.name: b.anomalies for b in detectors.baselines}
+    return {
+        "schema": 1,
+        "model": calibration.fingerprint,
+        "test": test.digest,
+        "pool": calibration.data_digest,
+        "detector": calibration.detector.name,
+        "alpha": calibration.alpha,
+        "n": calibration.smoothing.n,
+        "sigma": calibration.smoothing.sigma,
+        "seed": seed,
+        "scores": {
+            name: hashlib.sha256(values.contiguous().numpy().tobytes()).hexdigest()[:20]
+            for name, values in scores.items()
+        },
+    }
+
+
+def judge_clean(
+    detectors: Detectors, test: ImageSet, log: RowLog, *, on_batch: Callable[[int], None]
+) -> list[dict[str, Any]]:
+    """Judge the untouched test images; return their rows in order."""
+    return _judge(detectors, CLEAN, CLEAN, test, test.images, log, on_batch)
+
+
+def judge_attacked(
+    detectors: Detectors,
+    attacked: AttackedSet,
+    clean: ImageSet,
+    log: RowLog,
+    *,
+    on_batch: Callable[[int], None],
+) -> list[dict[str, Any]]:
+    """Judge attacked images; return their rows in order.
+
+    Args:
+        detectors: Who judges.
+        attacked: The attacked images.
+        clean: What they were made of.
+        log: Where rows are kept; images whose row is there are not judged again.
+        on_batch: Told how many images more are done.
+    """
+    name = attacked.attack.name
+    return _judge(
+        detectors, name, _attack_key(attacked.attack), clean, attacked.images, log, on_batch
+    )
+
+
+def _attack_key(attack: Attack) -> str:
+    text = json.dumps(attack.parameters(), sort_keys=True)
+    return f"{attack.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _judge(
+    detectors: Detectors,
+    name: str,
+    key: str,
+    clean: ImageSet,
+    images: Tensor,
+    log: RowLog,
+    on_batch: Callable[[int], None],
+) -> list[dict[str, Any]]:
+    keys = [f"{key}/{digest}" for digest in clean.digests]
+    missing = [row for row, found in enumerate(keys) if found not in log.rows]
+    on_batch(len(keys) - len(missing))
+    for start in range(0, len(missing), BATCH):
+        rows = missing[start : start + BATCH]
+        for row, record in zip(rows, _records(detectors, images[rows]), strict=True):
+            about = {
+                "attack": name,
+                "index": clean.indices[row],
+                "digest": clean.digests[row],
+                "label": int(clean.labels[row]),
+            }
+            log.add(keys[row], about | record)
+        on_batch(len(rows))
+    return [log.rows[found] for found in keys]
+
+
+def _records(detectors: Detectors, levels: Tensor) -> list[dict[str, Any]]:
+    """Return what every detector says of 8-bit images [B, C, H, W]."""
+    begun = time.perf_counter()
+    images = to_model(levels.float().div(255), detectors.guard.model)
+    verdict: Verdict = detectors.guard(images)
+    took = (time.perf_counter() - begun) / len(levels)
+    beside = {b.name: _baseline_rows(b, images) for b in detectors.baselines}
+    return [
+        {
+            "model_label": int(verdict.label[i]),
+            "p_value": float(verdict.p_value[i]),
+            "score": float(verdict.score[i]),
+            "flagged_1": bool(verdict.p_value[i] <= ALPHAS[0]),
+            "flagged_5": bool(verdict.p_value[i] <= ALPHAS[1]),
+            "status": verdict.status[i],
+            "restored_label": int(verdict.restored_label[i]),
+            "seconds": round(took, 4),
+            "baselines": {name: values[i] for name, values in beside.items()},
+        }
+        for i in range(len(verdict))
+    ]
+
+
+def _baseline_rows(calibrated: CalibratedBaseline, images: Tensor) -> list[dict[str, float]]:
+    scores = calibrated.baseline.anomaly(images).double().cpu()
+    p_values = conformal_p_values(calibrated.anomalies, scores)
+    return [
+        {"p_value": p, "score": score}
+        for p, score in zip(p_values.tolist(), scores.tolist(), strict=True)
+    ]

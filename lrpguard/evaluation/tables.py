@@ -1,0 +1,262 @@
+"""Markdown from the card of an evaluation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lrpguard.errors import LoadingError
+from lrpguard.evaluation.evaluate import SCHEMA
+from lrpguard.evaluation.metrics import proportion
+from lrpguard.evaluation.outcomes import GUARD
+
+Card = Mapping[str, Any]
+
+LEGEND = """\
+*Successful*: right before the attack, wrong after it, in 8 bits. *Detected*: conformal p-value at
+most 5 % (or 1 %), calibrated on clean images alone. *SR@5*: share of the attempts that fool the
+model and pass the guard. *Restored*: of the successful attacks, those whose final label is right.
+*Worst per sample*: for each image, whichever attack serves the attacker best. Shares carry 95 %
+Wilson intervals; means, areas and differences those of a bootstrap over images. The attacks are
+static: they know the model, and not the guard."""
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """Read a card.
+
+    Raises:
+        LoadingError: It cannot be read, or is no card of this schema.
+    """
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LoadingError(f"the card {path} cannot be read ({error}). Run its command.") from error
+    good = isinstance(card, dict) and card.get("kind") == "evaluation"
+    if not good or card.get("schema") != SCHEMA:
+        raise LoadingError(
+            f"{path} is no evaluation card of schema {SCHEMA}. Run its command again."
+        )
+    return dict(card)
+
+
+def results_page(cards: Sequence[Card], *, notes: str = "") -> str:
+    """Return the page of all cards.
+
+    Args:
+        cards: Evaluations, in the order of the page.
+        notes: What people wrote about them; it stands first.
+    """
+    parts = [
+        "# Results",
+        "Made by `python scripts/make_results.py` from the cards in `docs/results/`; do not edit.",
+        *([notes.strip()] if notes.strip() else []),
+        "## How to read the tables",
+        LEGEND,
+    ]
+    for card in cards:
+        parts += [f"## {card['model']}, {card['data']}", run_facts(card), card_tables(card)]
+    return "\n\n".join(parts) + "\n"
+
+
+def card_tables(card: Card) -> str:
+    """Return all tables of one card, under headings of the third level."""
+    parts = [
+        ("### Attack by attack", attack_table(card)),
+        ("### Beside other detectors", baseline_table(card)),
+        ("### Detected at 5 %, of the successful, by every detector", by_attack_table(card)),
+        ("### Clean images and controls", control_table(card)),
+    ]
+    return "\n\n".join(text for part in parts for text in part)
+
+
+def attack_table(card: Card) -> str:
+    """Return what the guard does at each attack, and at the worst for each sample."""
+    results = card["results"]
+    rows = [_attack_cells(_titles(card)[name], found) for name, found in results["attacks"].items()]
+    worst = results["per_sample"]
+    own = worst["detectors"][GUARD]
+    rows.append(
+        [
+            "**worst per sample**",
+            _share(worst["success"]),
+            _share(own["5"]["tpr"]),
+            _share(own["1"]["tpr"]),
+            "-",
+            _value(own["auroc"]),
+            _share(own["5"]["sr"]),
+            _share(own["1"]["sr"]),
+            _share(worst["restored_of_success"]),
+            "-",
+        ]
+    )
+    suite = results["suite"]["detectors"][GUARD]
+    mean_5, mean_1 = _percent(suite["5"]["mean_tpr"]), _percent(suite["1"]["mean_tpr"])
+    rows.append(
+        ["**mean over attacks**", "-", mean_5, mean_1, "-", _value(suite["auroc"]), *["-"] * 4]
+    )
+    head = (
+        "attack",
+        "success",
+        "detected at 5 %, of successful",
+        "at 1 %",
+        "at 5 %, of attempts",
+        "AUROC",
+        "SR@5",
+        "SR@1",
+        "restored, of successful",
+        "final label right, of attempts",
+    )
+    return markdown(head, rows)
+
+
+def _attack_cells(title: str, found: Mapping[str, Any]) -> list[str]:
+    own = found["detectors"][GUARD]
+    return [
+        title,
+        _share(found["success"]),
+        _share(own["5"]["tpr"]),
+        _share(own["1"]["tpr"]),
+        _share(own["5"]["tpr_attempts"]),
+        _value(own["auroc"]),
+        _share(own["5"]["sr"]),
+        _share(own["1"]["sr"]),
+        _share(found["restored_of_success"]),
+        _share(found["accuracy_guarded"]),
+    ]
+
+
+def baseline_table(card: Card) -> str:
+    """Return the guard beside the baselines: means, worst cases, and the paired difference."""
+    results = card["results"]
+    suite, per_sample = results["suite"], results["per_sample"]["detectors"]
+    rows = []
+    for name, found in suite["detectors"].items():
+        worst = found["5"]["worst"]
+        ahead = suite["guard_ahead_of"].get(name)
+        fpr = results["clean"]["fpr"][name]["5"]
+        rows.append(
+            [
+                _detector_title(card, name),
+                _percent(found["5"]["mean_tpr"]),
+                _percent(found["1"]["mean_tpr"]),
+                _value(found["auroc"]),
+                "-" if worst is None else f"{_share(worst)} ({_titles(card)[worst['attack']]})",
+                _share(per_sample[name]["5"]["tpr"]),
+                _share(per_sample[name]["5"]["sr"]),
+                _share(fpr),
+                "-" if ahead is None else _percent(ahead["5"]),
+            ]
+        )
+    head = (
+        "detector",
+        "mean detected at 5 %",
+        "at 1 %",
+        "mean AUROC",
+        "worst attack",
+        "worst per sample",
+        "SR@5, worst per sample",
+        "clean flagged at 5 %",
+        "guard ahead by, paired",
+    )
+    return markdown(head, rows)
+
+
+def by_attack_table(card: Card) -> str:
+    """Return the share of successful attacks that each detector notices at 5 %."""
+    names = list(card["results"]["suite"]["detectors"])
+    rows = [
+        [_titles(card)[attack], *(_rate(found["detectors"][name]["5"]["tpr"]) for name in names)]
+        for attack, found in card["results"]["attacks"].items()
+    ]
+    return markdown(("attack", *names), rows)
+
+
+def control_table(card: Card) -> str:
+    """Return what happens to clean images and to those that nobody attacked."""
+    clean, controls = card["results"]["clean"], card["results"]["controls"]
+    fpr = clean["fpr"][GUARD]
+    bands = {
+        key: "{:.1f}-{:.1f} %".format(*(100 * end for end in found["band"]))
+        for key, found in fpr.items()
+    }
+    rows = [
+        [
+            "clean",
+            f"{_share(fpr['5'])}; expected {bands['5']}",
+            f"{_share(fpr['1'])}; expected {bands['1']}",
+            _share(clean["accuracy"]),
+            _share(clean["accuracy_guarded"]),
+        ]
+    ]
+    rows += [
+        [
+            _titles(card)[name],
+            _share(found["flagged"][GUARD]["5"]),
+            _share(found["flagged"][GUARD]["1"]),
+            _share(found["accuracy"]),
+            _share(found["accuracy_guarded"]),
+        ]
+        for name, found in controls.items()
+    ]
+    head = ("images", "flagged at 5 %", "flagged at 1 %", "model right", "right after the guard")
+    harm = (
+        f"Harm, of all clean images: right label replaced by a wrong one "
+        f"{_share(clean['harm_wrong'])}; by `unknown` {_share(clean['harm_unknown'])}."
+    )
+    return f"{markdown(head, rows)}\n\n{harm}"
+
+
+def run_facts(card: Card) -> str:
+    """Return how the card was made: command, sizes, seeds, time, versions."""
+    guard, splits, seconds = card["guard"], card["splits"], card["seconds"]
+    versions = ", ".join(f"{name} {number}" for name, number in card["versions"].items())
+    attack_minutes = sum(seconds["attacks"].values()) / 60
+    return (
+        f"    {card.get('command', '(called from Python)')}\n\n"
+        f"Clean pool {splits['pool']['n']} ({guard['fit_n']} fit, {guard['calibration_n']} "
+        f"calibrate), {splits['test']['n']} test images, indices and digests in the card; seed "
+        f"{card['seed']}. Detector `{guard['detector']}`, n = {guard['n']}, sigma = "
+        f"{guard['sigma']:g}. Attacks {attack_minutes:.0f} min, calibration "
+        f"{seconds['calibrate'] / 60:.0f} min, verdicts of the guard {seconds['judge'] / 60:.0f} "
+        f"min, on {card['threads']} thread(s). {versions}."
+    )
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _titles(card: Card) -> dict[str, str]:
+    return {entry["name"]: entry["title"] for entry in card["suite"]}
+
+
+def _detector_title(card: Card, name: str) -> str:
+    if name == GUARD:
+        return f"**lrpguard** (`{card['guard']['detector']}`)"
+    trained = "" if card["baselines"][name]["attack_free"] else " (trained on attacks)"
+    return f"{name}{trained}"
+
+
+def _share(found: Mapping[str, Any]) -> str:
+    return str(proportion(found["successes"], found["n"]))
+
+
+def _rate(found: Mapping[str, Any]) -> str:
+    return f"{100 * found['successes'] / found['n']:.0f} %" if found["n"] else "-"
+
+
+def _value(found: Mapping[str, Any]) -> str:
+    if found["value"] is None:
+        return "-"
+    return f"{found['value']:.3f} ({found['low']:.3f}-{found['high']:.3f})"
+
+
+def _percent(found: Mapping[str, Any]) -> str:
+    if found["value"] is None:
+        return "-"
+    value, low, high = (100 * found[end] for end in ("value", "low", "high"))
+    return f"{value:.1f} % ({low:.1f} to {high:.1f})"
