@@ -18,6 +18,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from lrpguard.errors import ConfigurationError
 from lrpguard.evidence import Evidence
 
 CANDIDATES = 9
@@ -54,7 +55,13 @@ class Candidates:
 
 
 def candidates(evidence: Evidence) -> Candidates:
-    """Return the candidates of each request, on the CPU."""
+    """Return the candidates of each request, on the CPU.
+
+    Raises:
+        ConfigurationError: The denoised views were not run.
+    """
+    if evidence.view_logits is None:
+        raise ConfigurationError("the denoised views were not run; smooth with views=True.")
     label = evidence.label.cpu()
     clean = evidence.logits.double().cpu()
     noisy = evidence.noisy_logits.double().cpu().mean(1, keepdim=True)
