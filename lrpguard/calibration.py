@@ -337,10 +337,11 @@ def _from_record(tensors: dict[str, Tensor], record: Mapping[str, Any]) -> Calib
         if name.startswith("detector.")
     }
     channels, height, width = record["preprocessing"]["shape"]
+    detector = load_detector(record["detector"], tuple(record["scores"]), state)
     return Calibration(
-        detector=load_detector(record["detector"], tuple(record["scores"]), state),
+        detector=detector,
         anomalies=tensors["anomalies"],
-        proposals=tensors.get("proposals"),
+        proposals=tensors["proposals"] if detector.takes_views else None,
         alpha=record["alpha"],
         smoothing=Smoothing(composite=composite, **smoothing),
         image_shape=(channels, height, width),

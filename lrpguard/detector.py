@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -224,10 +225,15 @@ def _unseen_consistency(found: Candidates) -> Tensor:
 
 
 def _towards_cone(mapped: Tensor, root: Tensor) -> float:
-    """Return the squared norm of the point of the positive orthant nearest to the scores."""
-    target = (root @ mapped).numpy()
-    _, distance = nnls(root.numpy(), target)
-    return max(0.0, float(target @ target) - float(distance) ** 2)
+    """Return the squared norm of the point of the positive orthant nearest to the scores.
+
+    NaN where a score is not finite.
+    """
+    if not bool(torch.isfinite(mapped).all()):
+        return math.nan
+    nearest, _ = nnls(root.numpy(), (root @ mapped).numpy())
+    point = root @ torch.from_numpy(nearest)  # not by Pythagoras, which would cancel
+    return float(point @ point)
 
 
 def _to_normal(scores: Tensor, reference: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lrpguard.calibration import Calibration
 from lrpguard.calibrator import Plan, calibrate
 from lrpguard.consensus import Consensus, propose, restored
-from lrpguard.detector import CombinedDetector
+from lrpguard.detector import CombinedDetector, needs_fit
 from lrpguard.errors import (
     CalibrationMismatchError,
     ConfigurationError,
@@ -40,6 +40,7 @@ from lrpguard.smoothing import (
 from lrpguard.verdict import Verdict, judged, unguarded, with_empty_maps, with_restoration
 
 Policy = Literal["fail_closed", "fail_open"]
+Restoring = Consensus | Whitening | Literal["auto"] | None
 
 _log = logging.getLogger("lrpguard")
 
@@ -88,7 +89,7 @@ class Guard(nn.Module):
         *,
         calibration: Calibration | str | Path | None = None,
         smoothing: Smoothing | None = None,
-        restoration: Consensus | Whitening | Literal["auto"] | None = "auto",
+        restoration: Restoring = "auto",
         on_failure: Policy = "fail_closed",
         key: bytes | None = None,
         memory_budget: int | None = None,
@@ -97,6 +98,11 @@ class Guard(nn.Module):
         if on_failure not in ("fail_closed", "fail_open"):
             raise ConfigurationError(
                 f"on_failure is {on_failure!r}; there are 'fail_closed' and 'fail_open'."
+            )
+        if restoration not in ("auto", None) and not isinstance(restoration, Consensus | Whitening):
+            raise ConfigurationError(
+                f"restoration is {restoration!r}; there are 'auto', Consensus(), Whitening() and "
+                "None."
             )
         self.model = check_model(model)
         self.training = False
@@ -110,6 +116,7 @@ class Guard(nn.Module):
                     f"{calibration.smoothing}. Leave it out, or calibrate again."
                 )
             smoothing = calibration.smoothing
+            _check_restoration(restoration, calibration.detector.name)
         self.calibration = calibration
         self.smoothing = smoothing or Smoothing()
         self.restoration = restoration
@@ -202,10 +209,12 @@ class Guard(nn.Module):
         Raises:
             CalibrationSizeError: Too few images for alpha, or for the detector's fit.
             CalibrationMismatchError: The checkpoint belongs to another run.
+            ConfigurationError: There is no such detector, or it proposes no label to restore.
             NonFiniteScoreError: A score is NaN or infinite.
             InputError: Images break the contract or differ in size.
         """
         check_eval(self.model)
+        _check_restoration(self.restoration, detector)
         self.calibration = calibrate(
             images,
             evidence=lambda batch: self.evidence(batch, views=True),
@@ -321,12 +330,10 @@ class Guard(nn.Module):
                 key=self._key,
                 chunk=self._chunk(images),
             )
-        if not isinstance(detector, CombinedDetector) or readings.candidates is None:
-            raise ConfigurationError(
-                f"restoration is {how}, and the calibration is one of the {detector.name!r} "
-                "detector, which proposes no other label. Calibrate with detector='combined', or "
-                "restore by Whitening()."
-            )
+        _check_restoration(how, detector.name)
+        assert isinstance(how, Consensus)
+        assert isinstance(detector, CombinedDetector)
+        assert readings.candidates is not None
         proposal = propose(readings.candidates, detector.consistency, anomaly)
         accepted = calibration.replacement_p_values(proposal.evidence) <= how.harm
         return restored(proposal, accepted, evidence)
@@ -356,6 +363,20 @@ class GuardedClassifier(nn.Module):
         """Return logits [B, K] for images [B, C, H, W] in [0, 1]; raises as the guard does."""
         verdict: Verdict = self.guard(images)
         return verdict.restored_logits
+
+
+def _check_restoration(how: Restoring, detector: str) -> None:
+    """Refuse consensus with a detector that proposes no other label.
+
+    Raises:
+        ConfigurationError: There is no such detector, or it proposes none.
+    """
+    if isinstance(how, Consensus) and not needs_fit(detector):
+        raise ConfigurationError(
+            f"restoration is {how}, and the calibration is one of the {detector!r} detector, "
+            "which proposes no other label. Calibrate with detector='combined', or restore by "
+            "Whitening()."
+        )
 
 
 def _rows(mask: Tensor) -> list[int]:

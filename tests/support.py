@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from lrpguard import Calibration, Evidence, Guard, Smoothing
+from lrpguard.consistency import Candidates
 from lrpguard.detector import Detector, PaperDetector
+from lrpguard.readings import VALUES, Readings
+from lrpguard.scores import SCORES
 from tests.nets import images as random_images
 from tests.nets import randomized
 
@@ -92,8 +95,15 @@ def make_evidence(
     label: list[int] | None = None,
     variance: list[list[list[float]]] | None = None,
     total: list[list[float]] | None = None,
+    mean: list[list[list[float]]] | None = None,
+    views: list[list[list[float]]] | None = None,
+    chroma: list[float] | None = None,
+    line: list[float] | None = None,
 ) -> Evidence:
-    """Return evidence written out by hand; what is left out is zero, the label the argmax."""
+    """Return evidence written out by hand; what is left out is zero, the label the argmax.
+
+    Without ``views`` there are none.
+    """
     clean, noisy = torch.tensor(logits), torch.tensor(noisy_logits)
     batch, n = noisy.shape[:2]
     spread = torch.zeros(batch, 2, 2) if variance is None else torch.tensor(variance)
@@ -101,12 +111,49 @@ def make_evidence(
         logits=clean,
         label=clean.argmax(1) if label is None else torch.tensor(label),
         noisy_logits=noisy,
-        relevance_mean=torch.zeros_like(spread),
+        relevance_mean=torch.zeros_like(spread) if mean is None else torch.tensor(mean),
         relevance_variance=spread,
         relevance_total=torch.zeros(batch, n) if total is None else torch.tensor(total),
         relevance_quantiles=None,
+        view_logits=None if views is None else torch.tensor(views),
+        chroma_noise=torch.zeros(batch) if chroma is None else torch.tensor(chroma),
+        line_noise=torch.zeros(batch) if line is None else torch.tensor(line),
         sigma=0.05,
     )
+
+
+def make_candidates(
+    n: int, *, classes: int = 5, seed: int = 0, values: Tensor | None = None
+) -> Candidates:
+    """Return candidates of n clean images that move at random, in unit steps.
+
+    Args:
+        n: Number of images.
+        classes: Number of classes K; the up to nine nearest others are the candidates.
+        seed: Of labels, classes and values.
+        values: What they are, in place of standard normal ones [n, C, 1 + J].
+    """
+    generator = torch.Generator().manual_seed(seed)
+    label = torch.randint(classes, (n,), generator=generator)
+    count = min(9, classes - 1)
+    rank = torch.rand(n, classes, generator=generator).scatter(1, label[:, None], -1)
+    drawn = torch.randn(n, count, VALUES, generator=generator, dtype=torch.float64)
+    return Candidates(label, rank.topk(count, dim=1).indices, drawn if values is None else values)
+
+
+def make_readings(n: int, *, seed: int = 0, **columns: Tensor) -> Readings:
+    """Return the readings of n clean images: every score and its candidates, all at random.
+
+    Args:
+        n: Number of images.
+        seed: Of all that is drawn.
+        columns: Scores, by name, in place of standard normal ones [n].
+    """
+    generator = torch.Generator().manual_seed(1000 + seed)
+    scores = torch.randn(n, len(SCORES), generator=generator, dtype=torch.float64)
+    for name, column in columns.items():
+        scores[:, list(SCORES).index(name)] = column
+    return Readings(tuple(SCORES), scores, make_candidates(n, seed=seed))
 
 
 def make_calibration(
@@ -114,6 +161,7 @@ def make_calibration(
     *,
     alpha: float = 0.1,
     detector: Detector | None = None,
+    proposals: Tensor | None = None,
     **changes: Any,
 ) -> Calibration:
     """Return a calibration with these anomaly scores, in any order."""
@@ -130,6 +178,7 @@ def make_calibration(
     return Calibration(
         detector=detector or PaperDetector(),
         anomalies=torch.as_tensor(anomalies, dtype=torch.float64).sort().values,
+        proposals=proposals,
         alpha=alpha,
         **fields | changes,
     )

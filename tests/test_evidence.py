@@ -28,6 +28,9 @@ def test_shapes(evidence: Evidence) -> None:
         "relevance_variance": [5, 8, 8],
         "relevance_total": [5, 4],
         "relevance_quantiles": None,
+        "view_logits": None,
+        "chroma_noise": [5],
+        "line_noise": [5],
     }
     assert len(evidence) == 5
     assert evidence.n == 4
@@ -41,10 +44,16 @@ def test_explained_logit_is_that_of_the_label_not_the_largest() -> None:
     assert evidence.explained_logit.tolist() == [1.0, 6.0]
 
 
+def complete(evidence: Evidence) -> Evidence:
+    """Return evidence of which no part is missing."""
+    return dataclasses.replace(
+        evidence, relevance_quantiles=torch.rand(5, 2, 8, 8), view_logits=torch.rand(5, 4, 5)
+    )
+
+
 @pytest.mark.parametrize("rows", [[0], [3, 1], [2, 2, 4], []])
 def test_select_takes_the_rows_of_every_part(evidence: Evidence, rows: list[int]) -> None:
-    quantiles = torch.rand(5, 2, 8, 8)
-    whole = dataclasses.replace(evidence, relevance_quantiles=quantiles)
+    whole = complete(evidence)
     some = whole.select(torch.tensor(rows, dtype=torch.long))
     for name in TENSORS:
         assert torch.equal(getattr(some, name), getattr(whole, name)[rows])
@@ -52,12 +61,21 @@ def test_select_takes_the_rows_of_every_part(evidence: Evidence, rows: list[int]
     assert some.sigma == whole.sigma
 
 
-def test_select_without_quantiles(evidence: Evidence) -> None:
-    assert evidence.select(torch.tensor([1])).relevance_quantiles is None
+def test_select_of_what_was_not_asked_for(evidence: Evidence) -> None:
+    some = evidence.select(torch.tensor([1]))
+    assert some.relevance_quantiles is None
+    assert some.view_logits is None
+
+
+def test_concatenate_of_what_was_not_asked_for(evidence: Evidence) -> None:
+    joined = Evidence.concatenate([evidence, evidence])
+    assert len(joined) == 10
+    assert joined.relevance_quantiles is None
+    assert joined.view_logits is None
 
 
 def test_concatenate_undoes_select(evidence: Evidence) -> None:
-    whole = dataclasses.replace(evidence, relevance_quantiles=torch.rand(5, 2, 8, 8))
+    whole = complete(evidence)
     joined = Evidence.concatenate([whole.select(torch.tensor(r)) for r in ([0, 1], [2], [3, 4])])
     for name in TENSORS:
         assert torch.equal(getattr(joined, name), getattr(whole, name))

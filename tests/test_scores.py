@@ -12,10 +12,14 @@ from lrpguard import Evidence, explain
 from lrpguard.errors import ConfigurationError
 from lrpguard.scores import (
     SCORES,
+    chroma_noise,
     label_disagreement,
+    line_noise,
     log_odds_shift,
+    margin,
     max_logit,
     relative_variance,
+    relevance_roughness,
     relevance_spread,
     relevance_variance,
     score_matrix,
@@ -30,6 +34,8 @@ BY_HAND = make_evidence(
     ],
     variance=[[[1.0, 2.0], [3.0, 6.0]], [[0.0, 0.0], [0.0, 0.5]]],
     total=[[1.0, 2.0, 3.0, 6.0], [4.0, 4.0, 4.0, 4.0]],
+    chroma=[-3.5, -6.0],
+    line=[-2.5, -7.0],
 )
 
 
@@ -81,6 +87,48 @@ class TestByHand:
         )
         assert log_odds_shift(evidence).tolist() == [-2.0]
 
+    def test_margin(self) -> None:
+        assert margin(BY_HAND).tolist() == [1.5, 3.0]  # 2 - 0.5, 4 - 1
+
+    def test_margin_of_an_explained_class_that_is_not_the_largest_is_negative(self) -> None:
+        evidence = make_evidence(logits=[[2.0, -4.0, 1.0]], noisy_logits=[[[0.0] * 3]], label=[1])
+        assert margin(evidence).tolist() == [-6.0]
+
+    def test_noise_of_the_pixels_is_that_of_the_evidence(self) -> None:
+        assert chroma_noise(BY_HAND).tolist() == [-3.5, -6.0]
+        assert line_noise(BY_HAND).tolist() == [-2.5, -7.0]
+
+    def test_relevance_roughness_of_a_constant_map_is_none(self) -> None:
+        flat = make_evidence(
+            logits=[[1.0, 0.0]], noisy_logits=[[[1.0, 0.0]]], mean=[[[2.0] * 5] * 4]
+        )
+        assert relevance_roughness(flat).item() < math.log(1e-6)  # but for rounding
+
+    def test_relevance_roughness_of_one_bright_pixel(self) -> None:
+        # A Gaussian of 1 pixel leaves w0^2 of a single pixel in place, and w_i w_j elsewhere.
+        spot = torch.zeros(9, 9)
+        spot[4, 4] = -3.0
+        evidence = make_evidence(
+            logits=[[1.0, 0.0]], noisy_logits=[[[1.0, 0.0]]], mean=[spot.tolist()]
+        )
+        bell = [math.exp(-(i**2) / 2) for i in range(-3, 4)]
+        kernel = [[a * b / sum(bell) ** 2 for b in bell] for a in bell]
+        left = sum((float(i == j == 3) - kernel[i][j]) ** 2 for i in range(7) for j in range(7))
+        assert relevance_roughness(evidence).tolist() == approx(math.log(math.sqrt(left)))
+
+    def test_relevance_roughness_of_a_speckle_is_above_that_of_a_blob(self) -> None:
+        y, x = torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij")
+        blob = torch.exp(-((y - 8) ** 2 + (x - 8) ** 2) / 32)
+        speckle = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
+        evidence = make_evidence(
+            logits=[[1.0, 0.0]] * 2,
+            noisy_logits=[[[1.0, 0.0]]] * 2,
+            mean=[blob.tolist(), speckle.tolist()],
+        )
+        smooth, rough = relevance_roughness(evidence).tolist()
+        assert smooth < math.log(0.2)
+        assert rough > math.log(0.8)
+
 
 @pytest.fixture(scope="module")
 def evidence() -> Evidence:
@@ -124,7 +172,9 @@ class TestEveryScore:
 
 
 @pytest.mark.parametrize("factor", [1e-4, 1e4])
-@pytest.mark.parametrize("function", [relative_variance, relevance_spread, label_disagreement])
+@pytest.mark.parametrize(
+    "function", [relative_variance, relevance_spread, label_disagreement, relevance_roughness]
+)
 def test_scale_of_the_logits_cancels(function: object, factor: float) -> None:
     net = small_net(dtype=torch.float64)
     scaled = small_net(dtype=torch.float64)
@@ -151,6 +201,10 @@ class TestRegistry:
             "label_disagreement",
             "max_logit",
             "log_odds_shift",
+            "margin",
+            "chroma_noise",
+            "line_noise",
+            "relevance_roughness",
         ]
         assert all(name == score.name == score.function.__name__ for name, score in SCORES.items())
 
