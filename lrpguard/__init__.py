@@ -8,11 +8,13 @@ from lrpguard.guard import Guard, GuardedClassifier
 from lrpguard.inputs import NormalizedModel, normalized
 from lrpguard.restoration import Restoration, Whitening
 from lrpguard.smoothing import Smoothing, explain
+from lrpguard.tuning import Choice, choose_smoothing
 from lrpguard.verdict import Verdict
 from lrpguard.version import __version__
 
 __all__ = [
     "Calibration",
+    "Choice",
     "Consensus",
     "Evidence",
     "Guard",
@@ -24,6 +26,7 @@ __all__ = [
     "Whitening",
     "__version__",
     "attribute",
+    "choose_smoothing",
     "explain",
     "normalized",
 ]

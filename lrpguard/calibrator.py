@@ -106,7 +106,7 @@ def _score_new(images: Tensor, log: ScoreLog, evidence: Callable[[Tensor], Evide
 def _from_scores(
     scores: dict[str, list[float]], shape: tuple[int, int, int], plan: Plan
 ) -> Calibration:
-    order = sorted(scores, key=lambda digest: hashlib.sha256(digest.encode()).digest())
+    order = sorted(scores, key=split_key)
     rows = [scores[digest] for digest in order]
     broken = sum(not all(map(math.isfinite, row)) for row in rows)
     if broken:
@@ -157,6 +157,31 @@ def _header(plan: Plan) -> dict[str, object]:
         "scores": list(SCORES),
         "views": [*VIEWS, *STRONG_VIEWS],
     }
+
+
+def split_key(digest: str) -> bytes:
+    """Return what the split sorts the images by: a hash of their content's digest."""
+    return hashlib.sha256(digest.encode()).digest()
+
+
+def fit_images(images: Iterable[Tensor], count: int) -> list[Tensor]:
+    """Return up to ``count`` of the images that :func:`calibrate` will fit to, never to calibrate.
+
+    Args:
+        images: All the images of the run to come, each [C, H, W]; one is held at a time, beside
+            those that are kept.
+        count: How many at most.
+    """
+    kept: dict[bytes, Tensor] = {}
+    seen: set[bytes] = set()
+    for image in images:
+        key = split_key(image_digest(image, b"").hex())
+        seen.add(key)
+        kept[key] = image
+        if len(kept) > count:
+            del kept[max(kept)]
+    half = round(FIT_SHARE * len(seen))
+    return [kept[key] for key in sorted(kept)[:half]]
 
 
 def _digests(images: Tensor) -> list[str]:

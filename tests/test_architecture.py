@@ -39,6 +39,7 @@ ORDER = (
         "scorelog",
         "restoration",
         "stopping",
+        "tuning",
         "verdict",
     },
     {"guard"},

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
+from torch import nn
 from tqdm import tqdm
 
 from lrpguard.calibration import Calibration
+from lrpguard.calibrator import fit_images
 from lrpguard.cli.console import FAILED, INTERRUPTED, OK, Console
 from lrpguard.cli.opening import ImageBatches, open_model, smoothing
-from lrpguard.cli.options import ModelOptions, NoiseOptions, check_folder
-from lrpguard.errors import InputShapeError, LrpGuardError
+from lrpguard.cli.options import DetectorName, ModelOptions, NoiseOptions, check_folder
+from lrpguard.errors import ConfigurationError, InputShapeError, LrpGuardError
 from lrpguard.guard import Guard
-from lrpguard.loading import ImageItem, load_data
+from lrpguard.loading import ImageItem, ImageSource, load_data
+from lrpguard.smoothing import Smoothing
+from lrpguard.tuning import DEFAULT_BUDGET, TRIAL_IMAGES, choose_smoothing
 
 PARTIAL_SUFFIX = ".partial.jsonl"
 """What the file of an unfinished calibration is called, after the file to come."""
@@ -29,6 +34,7 @@ class CalibrateOptions:
         data: Clean images.
         alpha: Share of clean requests that may be flagged.
         detector: ``"combined"`` or ``"paper"``.
+        budget: Most passes that a request may cost, where n is chosen.
         batch_size: Images read together.
         out: The calibration file.
         quiet: No progress bar.
@@ -37,6 +43,7 @@ class CalibrateOptions:
     data: str
     alpha: float
     detector: str
+    budget: int | None
     batch_size: int
     out: Path
     quiet: bool
@@ -81,7 +88,10 @@ def run(
     check_folder(options.out)
     loaded = open_model(model)
     source = load_data(options.data, preprocessing=loaded.preprocessing)
-    guard = Guard(loaded.model, smoothing=smoothing(noise), key=noise.key)
+    settings, why = _noise(loaded.model, source, noise, options)
+    if why:
+        console.note(f"noise: {why}.")
+    guard = Guard(loaded.model, smoothing=settings, key=noise.key)
     broken = Broken(console)
     before = _scored(options.partial)
     if before:
@@ -106,8 +116,42 @@ def run(
     kept = label_kept(options.partial)
     calibration.save(options.out)
     options.partial.unlink(missing_ok=True)
-    _report(calibration, options, broken.items, kept, model.spec, console)
+    _report(calibration, options, broken.items, kept, why, model.spec, console)
     return FAILED if broken.items else OK
+
+
+def _noise(
+    model: nn.Module, source: ImageSource, noise: NoiseOptions, options: CalibrateOptions
+) -> tuple[Smoothing, str | None]:
+    """Return the noise asked for, or chosen on clean images, and why it was chosen.
+
+    The paper's detector takes the paper's noise. What is not given is chosen on images that will
+    fit the detector, not on those that calibrate it.
+
+    Raises:
+        ConfigurationError: The budget is too small, or given beside n.
+        LrpGuardError: The model cannot be guarded.
+    """
+    if noise.n is not None and options.budget is not None:
+        raise ConfigurationError("--n and --budget are both given; --budget is for choosing n.")
+    if options.detector == DetectorName.PAPER or None not in (noise.n, noise.sigma):
+        return smoothing(noise), None
+    readable = (item.image for item in map(source.__getitem__, range(len(source))))
+    trial = fit_images((image for image in readable if image is not None), TRIAL_IMAGES)
+    if not trial:
+        return smoothing(noise), None  # too few images; the calibration says so
+    choice = choose_smoothing(
+        model,
+        torch.stack(trial),
+        budget=options.budget or DEFAULT_BUDGET,
+        seed=noise.seed,
+        key=noise.key,
+    )
+    chosen = choice.smoothing
+    n, sigma = noise.n or chosen.n, noise.sigma or chosen.sigma
+    if (n, sigma) != (chosen.n, chosen.sigma):
+        return replace(chosen, n=n, sigma=sigma), None
+    return chosen, choice.why
 
 
 def label_kept(partial: Path) -> float | None:
@@ -149,6 +193,7 @@ def _report(
     options: CalibrateOptions,
     broken: list[dict[str, str]],
     kept: float | None,
+    why: str | None,
     spec: str,
     console: Console,
 ) -> None:
@@ -168,6 +213,7 @@ def _report(
             "copies": noise.n,
             "sigma": noise.sigma,
             "label_kept": kept,
+            "why": why,
             "precision": calibration.precision,
             "fingerprint": calibration.fingerprint,
             "broken": broken,

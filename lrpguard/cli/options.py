@@ -231,6 +231,29 @@ SigmaOption = Annotated[
         "paper's]",
     ),
 ]
+ChosenCopiesOption = Annotated[
+    int | None,
+    typer.Option("--n", metavar="N", min=2, help="Noisy copies of each image; by default chosen."),
+]
+ChosenSigmaOption = Annotated[
+    float | None,
+    typer.Option(
+        "--sigma",
+        metavar="SIGMA",
+        help="Standard deviation of the noise, on the [0, 1] pixel scale; by default chosen on "
+        "the clean images.",
+    ),
+]
+BudgetOption = Annotated[
+    int | None,
+    typer.Option(
+        "--budget",
+        metavar="PASSES",
+        min=1,
+        help="Most passes through the model that a request may cost, where n is chosen.  "
+        "[default: 50]",
+    ),
+]
 SeedOption = Annotated[
     int,
     typer.Option(
