@@ -289,7 +289,7 @@ def conformal_p_values(calibration: Tensor, anomalies: Tensor) -> Tensor:
         anomalies: Anomaly scores of the requests [B].
     """
     n = len(calibration)
-    below = torch.searchsorted(calibration, anomalies.to(calibration))
+    below = torch.searchsorted(calibration, anomalies.to(calibration).contiguous())
     return (1 + n - below).double() / (n + 1)
 
 

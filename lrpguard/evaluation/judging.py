@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lrpguard.attacks import Attack
 from lrpguard.baselines import Baseline
 from lrpguard.calibration import Calibration, check_size, conformal_p_values
-from lrpguard.calibrator import FIT_SHARE
+from lrpguard.calibrator import FIT_SHARE, split_key
 from lrpguard.evaluation.adversarial import AttackedSet
 from lrpguard.evaluation.protocol import ImageSet
 from lrpguard.guard import Guard
@@ -75,8 +75,7 @@ def content_halves(pool: ImageSet) -> tuple[ImageSet, ImageSet]:
 
     By content, so that both halves are the same whatever the order, and for every detector.
     """
-    keys = [hashlib.sha256(digest.encode()).digest() for digest in pool.digests]
-    order = sorted(range(len(pool)), key=lambda row: keys[row])
+    order = sorted(range(len(pool)), key=lambda row: split_key(pool.digests[row]))
     fit = round(FIT_SHARE * len(pool))
     return pool.select(order[:fit]), pool.select(order[fit:])
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from lrpguard.errors import ConfigurationError, LoadingError
 from lrpguard.evaluation.cifar_resnet import MEAN, STD
-from lrpguard.evaluation.labelled import labelled
+from lrpguard.evaluation.labelled import Labelled, labelled
 from lrpguard.evaluation.paper.experiment import THRESHOLD_IMAGES, Splits
 from lrpguard.loading import LoadedModel, load_data, load_model
 from lrpguard.restoration import PAPER_PIXELS
@@ -122,19 +122,8 @@ def load_experiment(
         ConfigurationError: The model is not known, a path is missing, or there are too few images.
         LoadingError: Weights or images cannot be loaded, or downloaded.
     """
-    if name not in MODELS:
-        raise ConfigurationError(f"no model is named {name!r}; there are {sorted(MODELS)}.")
+    loaded = _load(name, paths, device)
     entry = MODELS[name]
-    weights = paths.weights
-    if weights is None and entry.weights is not None:
-        weights = _default(entry.weights, "--weights")
-    loaded = load_model(
-        entry.spec,
-        weights=weights,
-        mean=MEAN if entry.cifar else None,
-        std=STD if entry.cifar else None,
-        device=device,
-    )
     parts = _cifar_splits if entry.cifar else _imagenet_splits
     splits = parts(loaded, paths, test, conformal, seed)
     first = next(iter(splits.test)).image
@@ -145,6 +134,39 @@ def load_experiment(
         splits=splits,
         image_shape=(channels, height, width),
         pixels=None if entry.cifar else PAPER_PIXELS,
+    )
+
+
+def load_model_and_data(name: str) -> tuple[nn.Module, Labelled]:
+    """Load a model and all its images that are no Foolbox images, from the data folder.
+
+    Args:
+        name: One of ``MODELS``.
+
+    Raises:
+        ConfigurationError: The model is not known.
+        LoadingError: Weights or images cannot be loaded, or the data folder is not named.
+    """
+    loaded = _load(name, Paths(), "cpu")
+    cifar = MODELS[name].cifar
+    place, option = (_CIFAR, "--cifar") if cifar else (_IMAGES, "--images")
+    source = load_data(_default(place, option), preprocessing=loaded.preprocessing)
+    return loaded.model, labelled(source, classes=_CLASSES[cifar])
+
+
+def _load(name: str, paths: Paths, device: str) -> LoadedModel:
+    if name not in MODELS:
+        raise ConfigurationError(f"no model is named {name!r}; there are {sorted(MODELS)}.")
+    entry = MODELS[name]
+    weights = paths.weights
+    if weights is None and entry.weights is not None:
+        weights = _default(entry.weights, "--weights")
+    return load_model(
+        entry.spec,
+        weights=weights,
+        mean=MEAN if entry.cifar else None,
+        std=STD if entry.cifar else None,
+        device=device,
     )
 
 
