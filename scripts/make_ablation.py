@@ -40,8 +40,8 @@ Made by `{command}`; do not edit.
 {model}: {fit} clean images fit and {calibration} others calibrate; {test} test images, of which
 {right} are classified correctly and attacked; seed {seed}, n = {n} copies, sigma = {sigma},
 threshold at {alpha:.0%} false positives. Shares are of the successful attacks, right before and
-wrong after rounding to 8 bits; shares with 95 % Wilson intervals, means and paired differences with 95 %
-bootstrap intervals over the test images. The attacks are static: they do not know of the guard.
+wrong after rounding to 8 bits; shares with 95 % Wilson intervals, means and paired differences
+with 95 % bootstrap intervals over the test images. The attacks are static.
 Each row fits and calibrates a detector anew, without the part it names.
 
 {table}
