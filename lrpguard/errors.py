@@ -20,6 +20,7 @@ LrpGuardError
 ├── NonFiniteScoreError                a score is NaN or infinite
 ├── EvaluationError                    an evaluation would count what it must not
 ├── LoadingError                       a model or data specification cannot be loaded
+├── AuditError                         an audit trail is broken, or another's
 └── MissingDependencyError             an optional extra is not installed
 
 Each message says what was got, what was expected, and how to mend it.
@@ -115,6 +116,10 @@ class EvaluationError(LrpGuardError):
 
 class LoadingError(LrpGuardError):
     """A model or data specification cannot be loaded."""
+
+
+class AuditError(LrpGuardError):
+    """An audit trail is broken, was altered, or was written with another key."""
 
 
 class MissingDependencyError(LrpGuardError, ImportError):

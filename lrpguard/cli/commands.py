@@ -35,8 +35,8 @@ from lrpguard.cli.options import (
     SigmaOption,
     StdOption,
     WeightsOption,
-    secret_key,
 )
+from lrpguard.secret import secret_key
 from lrpguard.version import __version__
 
 app = typer.Typer(
