@@ -16,7 +16,8 @@ LrpGuardError
 │   ├── NotCalibratedError             there is none
 │   ├── CalibrationSizeError           too few clean images for the alpha asked
 │   ├── CalibrationFileError           unreadable, altered or from a newer lrpguard
-│   └── CalibrationMismatchError       made for another model, precision or image size
+│   ├── CalibrationMismatchError       made for another model, precision or image size
+│   └── SelfTestError                  the stored self-test is not reproduced
 ├── NonFiniteScoreError                a score is NaN or infinite
 ├── EvaluationError                    an evaluation would count what it must not
 ├── LoadingError                       a model or data specification cannot be loaded
@@ -104,6 +105,10 @@ class CalibrationFileError(CalibrationError):
 
 class CalibrationMismatchError(CalibrationError):
     """The calibration was made for another model, precision or image size."""
+
+
+class SelfTestError(CalibrationError):
+    """A stored self-test cannot be read, or its score is not reproduced."""
 
 
 class NonFiniteScoreError(LrpGuardError):

@@ -19,6 +19,9 @@ FSYNC_SECONDS = 1.0
 """Time between two flushes to the disk under ``interval``."""
 
 LOCK_NAME = "lock"
+PROBE_NAME = "probe"
+PROBE_BYTES = 64 * 1024
+"""Room that a folder must have to be taken for writable again."""
 
 
 class AuditTrail:
@@ -88,6 +91,21 @@ class AuditTrail:
             self._write(b"".join(lines))
             self._head = head
         return head
+
+    def probe(self) -> None:
+        """Try whether the folder can be written.
+
+        Raises:
+            OSError: It cannot, e.g. because the disk is full.
+        """
+        path = self._folder / f"{PROBE_NAME}-{os.getpid()}"
+        try:
+            with path.open("wb") as file:
+                file.write(bytes(PROBE_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+        finally:
+            path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Flush and close the files."""
