@@ -16,10 +16,12 @@ LrpGuardError
 │   ├── NotCalibratedError             there is none
 │   ├── CalibrationSizeError           too few clean images for the alpha asked
 │   ├── CalibrationFileError           unreadable, altered or from a newer lrpguard
-│   └── CalibrationMismatchError       made for another model, precision or image size
+│   ├── CalibrationMismatchError       made for another model, precision or image size
+│   └── SelfTestError                  the stored self-test is not reproduced
 ├── NonFiniteScoreError                a score is NaN or infinite
 ├── EvaluationError                    an evaluation would count what it must not
 ├── LoadingError                       a model or data specification cannot be loaded
+├── AuditError                         an audit trail is broken, or another's
 └── MissingDependencyError             an optional extra is not installed
 
 Each message says what was got, what was expected, and how to mend it.
@@ -105,6 +107,10 @@ class CalibrationMismatchError(CalibrationError):
     """The calibration was made for another model, precision or image size."""
 
 
+class SelfTestError(CalibrationError):
+    """A stored self-test cannot be read, or its score is not reproduced."""
+
+
 class NonFiniteScoreError(LrpGuardError):
     """A score is NaN or infinite."""
 
@@ -115,6 +121,10 @@ class EvaluationError(LrpGuardError):
 
 class LoadingError(LrpGuardError):
     """A model or data specification cannot be loaded."""
+
+
+class AuditError(LrpGuardError):
+    """An audit trail is broken, was altered, or was written with another key."""
 
 
 class MissingDependencyError(LrpGuardError, ImportError):

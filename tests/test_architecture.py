@@ -24,7 +24,7 @@ ROOT = Path(lrpguard.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 ORDER = (
-    {"errors", "version", "rowlog"},
+    {"errors", "version", "rowlog", "secret"},
     {"inputs"},
     {"lrp", "loading"},
     {"noise", "moments", "views", "pixels", "evidence", "attribution", "smoothing"},
@@ -54,7 +54,14 @@ ORDER = (
 """The way of the data (docs/architecture.md): a part imports from its own row or those above."""
 
 RANK = {part: rank for rank, row in enumerate(ORDER) for part in row}
-OPTIONAL = {"matplotlib", "torchattacks", "sklearn", "timm", "ray", "fastapi", "uvicorn", "art"}
+OPTIONAL = {"matplotlib", "torchattacks", "sklearn", "timm", "ray", "fastapi", "uvicorn", "art"} | {
+    "pydantic",
+    "starlette",
+    "prometheus_client",
+    "opentelemetry",
+    "litserve",
+    "mlflow",
+}
 MAX_LINES = 400
 
 

@@ -1,6 +1,6 @@
-"""The command line: ``lrpguard demo | calibrate | check | explain | evaluate | doctor``."""
+"""The command line: ``lrpguard demo | calibrate | check | explain | evaluate | serve | ...``."""
 
-from lrpguard.cli import evaluate_command  # noqa: F401  # registers its command
+from lrpguard.cli import evaluate_command, service_commands  # noqa: F401  # register commands
 from lrpguard.cli.commands import app, main
 
 __all__ = ["app", "main"]

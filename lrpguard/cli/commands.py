@@ -38,8 +38,8 @@ from lrpguard.cli.options import (
     SigmaOption,
     StdOption,
     WeightsOption,
-    secret_key,
 )
+from lrpguard.secret import secret_key
 from lrpguard.version import __version__
 
 app = typer.Typer(
@@ -56,7 +56,7 @@ def main() -> None:
     app(prog_name="lrpguard")
 
 
-def _example(*lines: str) -> str:
+def example(*lines: str) -> str:
     """Return an epilog that stands as it is written."""
     return "\n".join(("\b", "Example:", *(f"  {line}" for line in lines)))
 
@@ -69,7 +69,7 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback(
     invoke_without_command=True,
-    epilog=_example("lrpguard demo", "lrpguard calibrate --help"),
+    epilog=example("lrpguard demo", "lrpguard calibrate --help"),
 )
 def root(
     context: typer.Context,
@@ -85,7 +85,7 @@ def root(
 
 @app.command(
     short_help="Attack digits, flag them, restore them: a tour.",
-    epilog=_example("lrpguard demo --out demo.png"),
+    epilog=example("lrpguard demo --out demo.png"),
 )
 @command
 def demo(
@@ -121,7 +121,7 @@ def demo(
 
 @app.command(
     short_help="Learn what is usual from clean images.",
-    epilog=_example(
+    epilog=example(
         "lrpguard calibrate --model torchvision:resnet18 --weights resnet18.pth \\",
         "    --data clean-images/ --alpha 0.05 --out resnet18.safetensors",
     ),
@@ -187,7 +187,7 @@ def calibrate(
 
 @app.command(
     short_help="Judge images: flag and restore.",
-    epilog=_example(
+    epilog=example(
         "lrpguard check --model torchvision:resnet18 --weights resnet18.pth \\",
         "    --calibration resnet18.safetensors --data incoming/ --out verdicts.jsonl",
     ),
@@ -261,7 +261,7 @@ def check(
 
 @app.command(
     short_help="Show which pixels speak for a class.",
-    epilog=_example(
+    epilog=example(
         "lrpguard explain --model torchvision:resnet18 --weights resnet18.pth \\",
         '    --data cat.jpg --class "tabby" --out explained/',
     ),
@@ -314,7 +314,7 @@ def explain(
 
 @app.command(
     short_help="Check the installation and the model.",
-    epilog=_example(
+    epilog=example(
         "lrpguard doctor",
         "lrpguard doctor --model mypackage.models:classifier --image-size 224,224",
     ),

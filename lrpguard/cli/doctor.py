@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from lrpguard.calibration import Calibration
 from lrpguard.cli.audit import ConservationAudit, Residual
 from lrpguard.cli.console import FAILED, OK, Console, describe
-from lrpguard.cli.opening import device, open_model, smoothing
+from lrpguard.cli.opening import open_model, smoothing
 from lrpguard.cli.options import ModelOptions, NoiseOptions
 from lrpguard.errors import ConfigurationError
 from lrpguard.fingerprint import model_fingerprint, model_precision
 from lrpguard.guard import Guard
 from lrpguard.inputs import check_model
-from lrpguard.loading import LoadedModel, load_data
+from lrpguard.loading import LoadedModel, find_device, load_data
 from lrpguard.lrp.engine import saved_bytes
 from lrpguard.smoothing import Smoothing, chunk_size, clean_logits, to_model
 from lrpguard.version import __version__
@@ -164,7 +164,7 @@ def _extras() -> Finding[None]:
 
 
 def _device(name: str | None) -> Finding[torch.device]:
-    chosen = device(name)
+    chosen = find_device(name)
     if chosen.type == "cuda":
         properties = torch.cuda.get_device_properties(chosen)
         what = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"

@@ -31,8 +31,8 @@ from lrpguard.cli.options import (
     SigmaOption,
     StdOption,
     WeightsOption,
-    secret_key,
 )
+from lrpguard.secret import secret_key
 
 _EPILOG = "\n".join(
     (

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from lrpguard.cli.options import ModelOptions, NoiseOptions, image_size, numbers
-from lrpguard.errors import ConfigurationError
-from lrpguard.loading import ImageItem, ImageSource, LoadedModel, batches, load_model
+from lrpguard.loading import ImageItem, ImageSource, LoadedModel, batches, find_device, load_model
 from lrpguard.smoothing import PAPER_N, PAPER_SIGMA, Smoothing
 
 
@@ -49,30 +47,8 @@ def open_model(options: ModelOptions) -> LoadedModel:
         mean=numbers(options.mean, "--mean"),
         std=numbers(options.std, "--std"),
         image_size=image_size(options.image_size),
-        device=device(options.device),
+        device=find_device(options.device),
     )
-
-
-def device(name: str | None) -> torch.device:
-    """Return the device of that name, or by default a GPU if there is one.
-
-    Raises:
-        ConfigurationError: There is no such device.
-    """
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigurationError(
-            f"--device is {name!r}; expected cpu, cuda, or cuda:0 and so on."
-        ) from error
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError(
-            f"--device is {name!r}, but torch {torch.__version__} sees no GPU here. Leave it out, "
-            "or install a torch built for your GPU and its driver."
-        )
-    return found
 
 
 def smoothing(options: NoiseOptions) -> Smoothing:

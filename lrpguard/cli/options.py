@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Annotated
 import typer
 
 from lrpguard.errors import ConfigurationError
+from lrpguard.secret import KEY_VARIABLE
 
-KEY_VARIABLE = "LRPGUARD_KEY"
 DEFAULT_BATCH_SIZE = 16
 
 PACKAGED_MODEL = "lrpguard.demo.digits:load_digits_model"
@@ -108,30 +107,6 @@ def image_size(text: str | None) -> tuple[int, int] | None:
             "--image-size 224,224"
         )
     return sides[0], sides[-1]
-
-
-def secret_key(file: Path | None, environment: Mapping[str, str]) -> bytes | None:
-    """Return the secret noise key: the bytes of a file, else the environment's, else None.
-
-    Args:
-        file: Key file, which is taken byte by byte as it is.
-        environment: Where to look for ``LRPGUARD_KEY``, hexadecimal.
-
-    Raises:
-        ConfigurationError: The environment's key is not hexadecimal.
-    """
-    if file is not None:
-        return file.read_bytes()
-    text = environment.get(KEY_VARIABLE, "")
-    if not text:
-        return None
-    try:
-        return bytes.fromhex(text)
-    except ValueError as error:
-        raise ConfigurationError(
-            f"the environment variable {KEY_VARIABLE} is not hexadecimal. Make one with: "
-            "openssl rand -hex 32"
-        ) from error
 
 
 def check_folder(out: Path | None) -> None:

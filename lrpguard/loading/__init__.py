@@ -1,6 +1,7 @@
 """Models and images from the outside: what ``--model``, ``--weights`` and ``--data`` name."""
 
 from lrpguard.loading.data import ImageItem, ImageSource, batches, load_data
+from lrpguard.loading.device import find_device
 from lrpguard.loading.models import LoadedModel, load_model
 from lrpguard.loading.preprocessing import IMAGE_SUFFIXES, Preprocessing
 
@@ -11,6 +12,7 @@ __all__ = [
     "LoadedModel",
     "Preprocessing",
     "batches",
+    "find_device",
     "load_data",
     "load_model",
 ]

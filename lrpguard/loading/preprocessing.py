@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -95,15 +95,23 @@ class Preprocessing:
         ]
 
 
-def read_image(path: Path, preprocessing: Preprocessing) -> Tensor:
+def read_image(
+    file: Path | BinaryIO,
+    preprocessing: Preprocessing,
+    *,
+    formats: tuple[str, ...] | None = None,
+    max_pixels: int | None = None,
+) -> Tensor:
     """Read one image file.
 
     EXIF orientation is applied, transparency dropped, and the first frame taken of an
     animation. 16-bit grey files are scaled by their full range.
 
     Args:
-        path: The file.
+        file: Its path, or the file itself, opened.
         preprocessing: Channels and size to bring it to.
+        formats: Pillow's names of the formats that are read; None reads all it knows.
+        max_pixels: Largest width * height that is decoded; None takes Pillow's limit.
 
     Returns:
         Pixels [C, H, W], float32 in [0, 1].
@@ -112,8 +120,8 @@ def read_image(path: Path, preprocessing: Preprocessing) -> Tensor:
         LoadingError: The file cannot be read, decoded, or is too large.
     """
     try:
-        with Image.open(path) as opened:
-            _check_size(opened)
+        with Image.open(file, formats=formats) as opened:
+            _check_size(opened, max_pixels)
             image = preprocessing.fit(_to_mode(opened, preprocessing.channels))
     except LoadingError:
         raise
@@ -135,8 +143,8 @@ def to_unit_range(pixels: npt.NDArray[Any]) -> Tensor:
     return tensor.float() / 255
 
 
-def _check_size(image: Image.Image) -> None:
-    limit = Image.MAX_IMAGE_PIXELS or MAX_FILE_PIXELS
+def _check_size(image: Image.Image, limit: int | None) -> None:
+    limit = limit or Image.MAX_IMAGE_PIXELS or MAX_FILE_PIXELS
     if image.width * image.height > limit:
         raise LoadingError(
             f"the file holds {image.width} x {image.height} pixels, more than the limit of "

@@ -1,0 +1,1 @@
+"""A guarded classifier behind HTTP: ``lrpguard serve``. Needs the extra ``serve``."""

@@ -1,0 +1,150 @@
+"""Runs the guard and, in its place, the bare model: the policies on failure, overload, deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TypeVar
+
+from torch import Tensor
+
+from lrpguard.guard import Guard
+from lrpguard.serving.answer import Outcome, Unguarded, bare, judged
+from lrpguard.serving.config import ServiceConfig
+from lrpguard.serving.logs import log
+from lrpguard.serving.metrics import Metrics
+from lrpguard.serving.records import Call
+from lrpguard.serving.refusal import RefusedError, of_error, overloaded, too_late
+from lrpguard.serving.worker import FullError, Job, Worker
+from lrpguard.smoothing import clean_logits, to_model
+
+BARE_SHARE = 0.1
+"""Share of the deadline that is kept for the bare model, where it answers in the guard's place."""
+
+T = TypeVar("T")
+
+
+class Runner:
+    """Two threads, one for the guard and one for the bare model, each with a bounded queue.
+
+    Made and used on one event loop.
+
+    Args:
+        config: The settings.
+        metrics: Where the depth of the queue is told.
+    """
+
+    def __init__(self, config: ServiceConfig, metrics: Metrics) -> None:
+        self._policy = config.policy
+        self._deadline = config.deadline_seconds
+        self._metrics = metrics
+        self._guarding = Worker(config.limits.queue, "lrpguard-guard")
+        self._bare = Worker(config.limits.queue, "lrpguard-bare")
+
+    async def guarded(
+        self, guard: Guard, images: Tensor, call: Call, *, maps: bool = False
+    ) -> tuple[Outcome, ...]:
+        """Judge images, or do what the policies say where that fails or takes too long.
+
+        Args:
+            guard: The guard.
+            images: Checked images [B, C, H, W].
+            call: The request.
+            maps: Whether outcomes shall hold maps.
+
+        Raises:
+            RefusedError: The policies give no answer.
+        """
+        opens = self._policy.on_failure == "fail_open"
+        job = Job(lambda: guard(images, maps=maps), len(images))
+        until = self._until(call) - BARE_SHARE * self._deadline * opens
+        block = self._policy.on_overload == "block"
+        try:
+            return judged(await self._run(self._guarding, job, call, until, block=block))
+        except FullError as full:
+            if self._policy.on_overload != "bypass":
+                raise overloaded(full.retry_after) from full
+            return await self.bypassed(guard, images, call, "overload")
+        except TimeoutError:
+            if not opens:
+                raise too_late() from None
+            return await self.bypassed(guard, images, call, "deadline")
+        except RefusedError:
+            raise
+        except Exception as error:
+            log.exception("the guard failed", extra={"request_id": call.id})
+            if not opens:
+                raise of_error(error) from error
+            return await self.bypassed(guard, images, call, "guard_failure")
+
+    async def bypassed(
+        self, guard: Guard, images: Tensor, call: Call, reason: Unguarded
+    ) -> tuple[Outcome, ...]:
+        """Return the bare model's answer, marked unguarded.
+
+        Raises:
+            RefusedError: There is no room or time for that either, or the model fails.
+        """
+        model = guard.model
+        job = Job(lambda: clean_logits(model, to_model(images, model)), len(images))
+        try:
+            logits = await self._run(
+                self._bare, job, call, self._until(call), block=False, stage="bare"
+            )
+        except FullError as full:
+            raise overloaded(full.retry_after) from full
+        except TimeoutError:
+            raise too_late() from None
+        except Exception as error:
+            log.exception("the model failed", extra={"request_id": call.id})
+            raise RefusedError(500, "model_failure", "the model failed.") from error
+        return bare(logits, reason)
+
+    async def afterwards(self, guard: Guard, images: Tensor, call: Call) -> tuple[Outcome, ...]:
+        """Judge images whose request has its answer already: in the shadow.
+
+        Raises:
+            FullError: There is no room.
+            Exception: Whatever the guard raises.
+        """
+        job = Job(lambda: guard(images), len(images))
+        until = time.monotonic() + self._deadline
+        return judged(await self._run(self._guarding, job, call, until, block=False))
+
+    def close(self) -> None:
+        """End the threads after the runs that wait."""
+        self._guarding.close()
+        self._bare.close()
+
+    def _until(self, call: Call) -> float:
+        """Return when the request must be answered, by ``time.monotonic``."""
+        return time.monotonic() + self._deadline - call.stages.elapsed
+
+    async def _run(
+        self,
+        worker: Worker,
+        job: Job[T],
+        call: Call,
+        until: float,
+        *,
+        block: bool,
+        stage: str = "guard",
+    ) -> T:
+        queued = time.perf_counter()
+        try:
+            future = await worker.enter(job, until=until, block=block)
+            future.add_done_callback(_look)  # an abandoned run may fail unheard
+            self._metrics.queue_depth.set(self._guarding.depth)
+            return await asyncio.wait_for(asyncio.shield(future), max(0, until - time.monotonic()))
+        finally:
+            job.abandoned.set()
+            if job.begun is not None:
+                call.stages.add("queue", queued, job.begun)
+                call.stages.add(stage, job.begun, job.ended or time.perf_counter())
+            self._metrics.queue_depth.set(self._guarding.depth)
+
+
+def _look(future: asyncio.Future[T]) -> None:
+    """Take note of a result, so that asyncio does not warn that nobody did."""
+    if not future.cancelled():
+        future.exception()
