@@ -13,7 +13,6 @@ from lrpguard.calibration import Calibration
 from lrpguard.errors import ConfigurationError
 from lrpguard.guard import Guard
 from lrpguard.loading import Preprocessing, find_device, load_model
-from lrpguard.restoration import Whitening
 from lrpguard.secret import secret_key
 from lrpguard.serving.config import ServiceConfig
 from lrpguard.serving.selftest import SelfTest
@@ -75,7 +74,7 @@ def open_guard(config: ServiceConfig, environment: Mapping[str, str]) -> Opened:
     guard = Guard(
         loaded.model,
         calibration=calibration,
-        whitening=None if config.policy.on_flag == "reject" else Whitening(),
+        restoration=None if config.policy.on_flag == "reject" else "auto",
         on_failure=config.policy.on_failure,
         key=key,
     )
