@@ -112,7 +112,7 @@ def test_the_keyboard_alone_will_do(page: Any) -> None:
     assert (
         page.evaluate("getComputedStyle(document.getElementById('drop')).outlineStyle") == "solid"
     )
-    with page.expect_file_chooser(timeout=5000):
+    with page.expect_file_chooser():
         page.keyboard.press("Enter")
 
 
