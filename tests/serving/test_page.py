@@ -113,7 +113,7 @@ def test_the_keyboard_alone_will_do(page: Any) -> None:
         page.evaluate("getComputedStyle(document.getElementById('drop')).outlineStyle") == "solid"
     )
     with page.expect_file_chooser():
-        page.keyboard.press("Enter")
+        page.keyboard.press("Space")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
