@@ -201,6 +201,7 @@ def _calibration(
     return Calibration(
         detector=PaperDetector(),
         anomalies=scores.sort().values,
+        proposals=None,
         alpha=settings.alpha,
         smoothing=settings.smoothing,
         image_shape=image_shape,
