@@ -39,7 +39,6 @@ from lrpguard.cli.serve import calibrate_demo, demo_assignments
 from lrpguard.demo.digits import load_digit_splits, load_digits_model
 from lrpguard.serving.chain import records, verify
 
-DEADLINE_MS = 2000
 QUEUE = 4
 WARM_SECONDS = 3.0
 GROWTH = 0.1
@@ -84,7 +83,7 @@ class Served:
 
 
 @contextmanager
-def service(images: int) -> Iterator[Served]:
+def service(images: int, deadline_ms: int) -> Iterator[Served]:
     """Serve the packaged model; fail where the service does not end well."""
     with tempfile.TemporaryDirectory(prefix="lrpguard-soak-") as name:
         folder = Path(name)
@@ -95,7 +94,7 @@ def service(images: int) -> Iterator[Served]:
             "server.port=0",
             "telemetry.log_format=json",
             f"audit.folder={folder / 'audit'}",
-            f"limits.deadline_ms={DEADLINE_MS}",
+            f"limits.deadline_ms={deadline_ms}",
             f"limits.queue={QUEUE}",
             "audit.rotate_bytes=1000000",
         ]
@@ -146,7 +145,10 @@ class Client:
     """
 
     def __init__(self, url: str) -> None:
-        limits = httpx.Limits(max_connections=256, max_keepalive_connections=256)
+        # Idle connections are let go before the service closes them, or a request may meet that.
+        limits = httpx.Limits(
+            max_connections=256, max_keepalive_connections=256, keepalive_expiry=2
+        )
         self._http = httpx.AsyncClient(base_url=url, limits=limits, timeout=30)
         self._files = pictures()
         self._sent = 0
@@ -203,7 +205,7 @@ def resident(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-async def load(served: Served, seconds: float) -> dict[str, object]:
+async def load(served: Served, seconds: float, deadline_ms: int) -> dict[str, object]:
     """Load the service at twice its capacity; return the figures."""
     client = Client(served.url)
     await client.closed_loop(WARM_SECONDS, clients=QUEUE)
@@ -234,7 +236,7 @@ async def load(served: Served, seconds: float) -> dict[str, object]:
         "requests": len(loaded),
         "statuses": dict(Counter(str(answer.status) for answer in loaded)),
         "lost_audit_lines": sum((answered - lines).values()),
-        "deadline_ms": DEADLINE_MS,
+        "deadline_ms": deadline_ms,
         "admitted_p50_ms": 1e3 * float(np.quantile(admitted, 0.5)),
         "admitted_p99_ms": 1e3 * float(np.quantile(admitted, 0.99)),
         "memory_first_mib": first / MIB,
@@ -246,7 +248,9 @@ def failures(figures: dict[str, object]) -> list[str]:
     """Return the checks that fail."""
     statuses, p99 = figures["statuses"], figures["admitted_p99_ms"]
     first, last = figures["memory_first_mib"], figures["memory_last_mib"]
+    deadline = figures["deadline_ms"]
     assert isinstance(statuses, dict)
+    assert isinstance(deadline, int)
     assert isinstance(p99, float)
     assert isinstance(first, float)
     assert isinstance(last, float)
@@ -254,7 +258,7 @@ def failures(figures: dict[str, object]) -> list[str]:
         "neither answered nor shed": not set(statuses) <= {"200", "429"},
         "nothing was shed: no overload": "429" not in statuses,
         "audit lines lost": figures["lost_audit_lines"] != 0,
-        "p99 above the deadline": p99 > DEADLINE_MS,
+        "p99 above the deadline": p99 > deadline,
         "memory grows": last > (1 + GROWTH) * first,
     }
     return [name for name, failed in checks.items() if failed]
@@ -322,16 +326,17 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("what", choices=["load", "overhead"])
     parser.add_argument("--seconds", type=float, default=1800, help="of load (default 1800)")
+    parser.add_argument("--deadline-ms", type=int, default=2000, help="default 2000")
     parser.add_argument("--requests", type=int, default=300, help="of overhead (default 300)")
     parser.add_argument("--images", type=int, default=600, help="to calibrate with (default 600)")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     about = {"version": __version__, "torch": torch.__version__, "cores": os.cpu_count()}
-    with service(args.images) as served:
+    with service(args.images, args.deadline_ms) as served:
         if args.what == "overhead":
             print(json.dumps({**asdict(overhead(served, args.requests)), **about}))
             return 0
-        figures = asyncio.run(load(served, args.seconds))
+        figures = asyncio.run(load(served, args.seconds, args.deadline_ms))
     failed = failures(figures)
     print(json.dumps({**figures, "failed": failed, **about}))
     return 1 if failed else 0
