@@ -26,7 +26,7 @@ from lrpguard.views import denoised_views
 PAPER_N = 50
 PAPER_SIGMA = 0.05
 
-MEMORY_BUDGET = {"cpu": 192 * 2**20, "cuda": 4 * 2**30}
+MEMORY_BUDGET = {"cpu": 144 * 2**20, "cuda": 4 * 2**30}
 """Bytes of activations that one chunk of copies may hold for its backward pass.
 
 On a CPU a chunk that fits its caches is the fastest (docs/performance.md); a GPU wants it large.

@@ -186,6 +186,41 @@ class CalibratedLooks:
         return Decision(flagged, ~flagged & above, p_value, level)
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What became of requests that were scored at every look.
+
+    Attributes:
+        flagged: Whether some look flagged it, bool [B].
+        copies: Copies it took to decide, int64 [B].
+        p_value: p-value when it was decided, float64 [B].
+    """
+
+    flagged: Tensor
+    copies: Tensor
+    p_value: Tensor
+
+
+def replay(rule: CalibratedLooks, anomalies: Tensor) -> Outcome:
+    """Decide look after look about requests whose scores at every look are known.
+
+    Args:
+        rule: The calibrated looks.
+        anomalies: Anomaly score of each request at each look [B, L].
+    """
+    count = len(anomalies)
+    flagged = torch.zeros(count, dtype=torch.bool)
+    copies = torch.zeros(count, dtype=torch.int64)
+    p_value, level = torch.ones(count, dtype=torch.float64), torch.empty(count, dtype=torch.float64)
+    active = torch.arange(count)
+    for look, spent in enumerate(rule.looks.copies):
+        decision = rule.decide(look, anomalies[active, look], level[active] if look else None)
+        level[active], p_value[active] = decision.level, decision.p_value
+        flagged[active], copies[active] = decision.flagged, spent
+        active = active[decision.goes_on]
+    return Outcome(flagged, copies, p_value)
+
+
 def _count_at_least(ordered: Tensor, values: Tensor) -> Tensor:
     """Return how many of the ascending values are at least each of ``values``."""
     return len(ordered) - torch.searchsorted(ordered.contiguous(), values.contiguous())

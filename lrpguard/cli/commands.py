@@ -340,6 +340,16 @@ def doctor(
     n: CopiesOption = None,
     sigma: SigmaOption = None,
     device: DeviceOption = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            exists=True,
+            dir_okay=False,
+            help="Settings of a service: check these, its model, calibration, self-test and trail.",
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> int:
     """Check the installation, a model and its calibration, and measure what a guard costs.
@@ -347,7 +357,18 @@ def doctor(
     One line a check, ok or FAIL. Exit code: 0, 1 where a check fails, 2 on a wrong option.
     """
     from lrpguard.cli import doctor as work
+    from lrpguard.serving.configure import load_config
 
+    if config is not None:
+        service = load_config(config, environment=os.environ)
+        return work.run(
+            work.model_options(service),
+            NoiseOptions(n=n, sigma=sigma),
+            data=data,
+            calibration=service.guard.calibration,
+            console=Console(json),
+            service=service,
+        )
     return work.run(
         ModelOptions(
             spec=model or PACKAGED_MODEL,

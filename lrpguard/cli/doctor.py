@@ -27,6 +27,11 @@ from lrpguard.guard import Guard
 from lrpguard.inputs import check_model
 from lrpguard.loading import LoadedModel, find_device, load_data
 from lrpguard.lrp.engine import saved_bytes
+from lrpguard.secret import secret_key
+from lrpguard.serving.audit import AuditTrail
+from lrpguard.serving.chain import chain_key
+from lrpguard.serving.config import ServiceConfig
+from lrpguard.serving.opening import check_selftest, open_guard
 from lrpguard.smoothing import Smoothing, chunk_size, clean_logits, to_model
 from lrpguard.version import __version__
 
@@ -35,6 +40,8 @@ _EXTRAS = {
     "demo": "scikit-learn",
     "attacks": "torchattacks",
     "timm": "timm",
+    "serve": "fastapi",
+    "tracing": "opentelemetry-sdk",
 }
 _BARE_RUNS = 20
 _GUARD_RUNS = 5
@@ -97,6 +104,7 @@ def run(
     data: str | None,
     calibration: Path | None,
     console: Console,
+    service: ServiceConfig | None = None,
 ) -> int:
     """Check the installation, a model, and its calibration where there is one.
 
@@ -106,6 +114,7 @@ def run(
         data: Images to try the model on; None takes noise.
         calibration: Calibration file of the model.
         console: Where the findings go.
+        service: Settings of a service to check, whose model and calibration the others are.
 
     Returns:
         The exit code.
@@ -115,6 +124,9 @@ def run(
     examination.run("extras", _extras)
     if examination.run("device", lambda: _device(model.device)) is not None:
         _examine_model(examination, model, noise, data, calibration)
+    if service is not None:
+        examination.run("selftest", lambda: _selftest(service))
+        examination.run("audit", lambda: _audit(service))
     failed = examination.failed
     console.record({"ok": not failed, "checks": examination.records})
     console.line(f"{failed} of {len(examination.records)} FAILED" if failed else "all well")
@@ -275,6 +287,57 @@ def _latency(model: nn.Module, image: Tensor, settings: Smoothing) -> Finding[No
             "factor": guarded / bare,
             "copies": settings.n,
         },
+    )
+
+
+def _selftest(service: ServiceConfig) -> Finding[None]:
+    opened = open_guard(service, os.environ)
+    difference = check_selftest(service, opened)
+    return Finding(
+        f"score reproduced, difference {difference:.2g}",
+        None,
+        values={"difference": difference, "secret_key": opened.key is not None},
+    )
+
+
+def _audit(service: ServiceConfig) -> Finding[None]:
+    section = service.audit
+    if section.folder is None:
+        return Finding("none: audit.folder is not set", None)
+    trail = AuditTrail(
+        section.folder,
+        fsync=section.fsync,
+        rotate_bytes=section.rotate_bytes,
+        key=chain_key(secret_key(service.guard.key_file, os.environ)),
+    )
+    try:
+        trail.probe()
+        lines = trail.head.seq
+    finally:
+        trail.close()
+    return Finding(f"{section.folder} can be written, {lines} lines", None, values={"lines": lines})
+
+
+def model_options(service: ServiceConfig) -> ModelOptions:
+    """Return the model of a service, as the other commands name it.
+
+    Raises:
+        ConfigurationError: The settings name none.
+    """
+    section = service.model
+    if section.spec is None:
+        raise ConfigurationError("model.spec is not set in the settings.")
+    mean, std, size = (
+        None if values is None else ",".join(str(value) for value in values)
+        for values in (section.mean, section.std, section.image_size)
+    )
+    return ModelOptions(
+        spec=section.spec,
+        weights=section.weights,
+        mean=mean,
+        std=std,
+        image_size=size,
+        device=section.device,
     )
 
 

@@ -119,3 +119,32 @@ def test_a_model_of_fixed_precision_is_measured_in_it() -> None:
     residual = ConservationAudit(SinglePrecision().eval()).measure(torch.rand(2, 1, 2, 2))
     assert residual.precision == "float32"
     assert residual.is_rounding
+
+
+class TestService:
+    @pytest.fixture
+    def config(self, tmp_path: Path, calibration: Path) -> Path:
+        file = tmp_path / "guard.toml"
+        file.write_text(
+            f'[model]\nspec = "{MODEL}"\nimage_size = [8, 8]\n'
+            f'[guard]\ncalibration = "{calibration}"\nselftest = "test.safetensors"\n'
+            '[audit]\nfolder = "audit"\n'
+        )
+        return file
+
+    def test_its_model_calibration_selftest_and_trail_are_checked(
+        self, run: Run, config: Path, clean_folder: Path
+    ) -> None:
+        assert run("selftest", "--config", config, "--data", clean_folder).code == 0
+        done = run("doctor", "--config", config, "--json")
+        assert done.code == 0, done.out
+        checks = {check["name"]: check for check in json.loads(done.out)["checks"]}
+        assert checks["calibration"]["n"] == 40
+        assert checks["selftest"]["difference"] == 0
+        assert checks["audit"]["lines"] == 0
+        assert checks["latency"]["factor"] > 1
+
+    def test_a_selftest_that_is_missing_fails(self, run: Run, config: Path) -> None:
+        done = run("doctor", "--config", config, "--json")
+        assert done.code == 1
+        assert "lrpguard selftest" in failed(done.out)["selftest"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -134,7 +136,7 @@ def running(config: ServiceConfig, *, ready: bool = True) -> Iterator[str]:
         socket.close()
 
 
-def wait_until(done: Callable[[], bool], seconds: float = 120) -> None:
+def wait_until(done: Callable[[], bool], seconds: float = 300) -> None:
     """Wait until something holds; a refused connection is a no."""
     import httpx
 
@@ -172,6 +174,7 @@ class Process:
                 env=environment,
                 stdout=log,
                 stderr=log,
+                start_new_session=True,  # so that its workers can be ended with it
             )
         self.url = ""
         wait_until(lambda: self._find_url() or self.process.poll() is not None)
@@ -199,6 +202,6 @@ class Process:
         return self.process.wait(60)
 
     def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait(60)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(60)
