@@ -23,34 +23,31 @@ from lrpguard.attacks.pgd import pgd
 from lrpguard.demo.digits import load_digit_splits, load_digits_model
 from lrpguard.demo.run import ATTACK_EPS, ATTACK_STEPS, DEMO_ALPHA, DEMO_SIGMA
 from lrpguard.detector import Detector, fit_detector
-from lrpguard.scores import SCORES, score_matrix
+from lrpguard.readings import Readings, read
+from lrpguard.scores import SCORES
 from lrpguard.stopping import Looks, replay
 
 ROOT = Path(__file__).resolve().parents[1]
 DETECTORS = ("combined", "paper")
 SEED = 0
 
-Scores = list[Tensor]
-"""Every score of each image after the copies of each look, [B, len(SCORES)] a look."""
+Scores = list[Readings]
+"""What is read of each image after the copies of each look, every score among it."""
 
 
 def score(model: nn.Module, images: Tensor, looks: Looks) -> Scores:
     """Score images at every look."""
     guards = [
-        Guard(model, smoothing=Smoothing(n=n, sigma=DEMO_SIGMA, seed=SEED), whitening=None)
+        Guard(model, smoothing=Smoothing(n=n, sigma=DEMO_SIGMA, seed=SEED), restoration=None)
         for n in looks.copies
     ]
-    return [score_matrix(guard.evidence(images), tuple(SCORES)) for guard in guards]
+    return [read(guard.evidence(images, views=True), tuple(SCORES)) for guard in guards]
 
 
 def anomalies(detectors: list[Detector], scores: Scores) -> Tensor:
     """Return the anomaly score of each image at each look [B, L]."""
-    names = list(SCORES)
-    columns = [
-        detector.anomaly(at[:, [names.index(name) for name in detector.score_names]])
-        for detector, at in zip(detectors, scores, strict=True)
-    ]
-    return torch.stack(columns, 1)
+    pairs = zip(detectors, scores, strict=True)
+    return torch.stack([detector.anomaly(at) for detector, at in pairs], 1)
 
 
 def measure(*, limit: int | None, divisions: int) -> dict[str, Any]:

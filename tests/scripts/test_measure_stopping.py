@@ -49,8 +49,6 @@ def test_scores_are_those_of_a_prefix_of_the_copies() -> None:
     model = load_digits_model()
     images = load_digit_splits().test.images[:2]
     small, large = measure_stopping.score(model, images, Looks((2, 4), (0.5,), (1.0, 1.0)))
-    names = list(SCORES)
-    assert small.shape == large.shape == (2, len(names))
-    top = names.index("max_logit")
-    assert torch.equal(small[:, top], large[:, top])
-    assert not torch.equal(small, large)
+    assert small.scores.shape == large.scores.shape == (2, len(SCORES))
+    assert torch.equal(small.column("max_logit"), large.column("max_logit"))
+    assert not torch.equal(small.scores, large.scores)
