@@ -37,7 +37,10 @@ FOLDS = 5
 SIDES: Mapping[str, float] = MappingProxyType(
     {"margin": -1.0, "chroma_noise": 1.0, "line_noise": 1.0, "relevance_roughness": 1.0}
 )
-"""Scores that the combined detector takes beside the consistency, and which end is suspicious."""
+"""Scores that a combined detector may take beside the consistency, and which end is suspicious."""
+
+COMBINED_SCORES = ("margin", "chroma_noise", "line_noise")
+"""Those that it takes. The relevance's roughness made it worse (docs/ablation.md)."""
 
 
 class Detector(Protocol):
@@ -109,7 +112,7 @@ class CombinedDetector:
     takes_views: bool = True
 
     @staticmethod
-    def fit(readings: Readings, score_names: tuple[str, ...] = tuple(SIDES)) -> CombinedDetector:
+    def fit(readings: Readings, score_names: tuple[str, ...] = COMBINED_SCORES) -> CombinedDetector:
         """Fit to the readings of n clean images.
 
         Args:

@@ -24,9 +24,6 @@ SIGNED_MAP = "RdBu_r"
 UNSIGNED_MAP = "viridis"
 """Sequential colours of a variance, from 0: safe for colour-blind eyes."""
 
-MARK_COLOR = "#D55E00"
-"""Vermilion, which stands out on black, grey and white."""
-
 CLIPPED_SHARE = 0.005
 """Share of the pixels at the ends of a map that may saturate, so that a few do not hide the rest.
 
@@ -53,19 +50,17 @@ class DemoPanels:
         adversarial: Attacked image [C, H, W] in [0, 1].
         relevance: Mean relevance map of the attacked image [H, W].
         variance: Its variance map [H, W].
-        restored: Image after the restoration [C, H, W] in [0, 1]; None where there was none.
-        whitened: Pixels that the restoration turned white, bool [H, W].
+        denoised: Mean of the attacked image's denoised views [C, H, W] in [0, 1].
         clean_caption: What stands under the clean image.
         adversarial_caption: What stands under the attacked image.
-        restored_caption: What stands under the restored image, or in its place.
+        restored_caption: What became of the label; stands under the denoised image.
     """
 
     clean: Array
     adversarial: Array
     relevance: Array
     variance: Array
-    restored: Array | None
-    whitened: Array
+    denoised: Array
     clean_caption: str
     adversarial_caption: str
     restored_caption: str
@@ -114,7 +109,7 @@ def relevance_figure(image: Array, mean: Array, variance: Array, *, title: str) 
 
 
 def demo_figure(rows: Sequence[DemoPanels], *, title: str) -> Figure:
-    """Draw digits, one a row: clean, adversarial, relevance mean and variance, restored.
+    """Draw digits, one a row: clean, adversarial, relevance mean and variance, denoised.
 
     Args:
         rows: What each row shows, at least one.
@@ -134,7 +129,7 @@ def demo_figure(rows: Sequence[DemoPanels], *, title: str) -> Figure:
         "adversarial",
         "relevance, mean\nred for, blue against",
         "relevance, variance\nunder noise",
-        "restored\n(x: turned white)",
+        "denoised views, mean\nlabel restored",
     )
     for axes, head in zip(grid[0], heads, strict=True):
         axes.set_title(head, fontsize=10)
@@ -145,15 +140,8 @@ def demo_figure(rows: Sequence[DemoPanels], *, title: str) -> Figure:
         axes[1].set_xlabel(row.adversarial_caption, fontsize=_CAPTION)
         _with_bar(figure, axes[2], show_signed(axes[2], row.relevance), row.relevance)
         _with_bar(figure, axes[3], show_unsigned(axes[3], row.variance), row.variance)
-        if row.restored is None:
-            axes[4].set(xticks=[], yticks=[])
-            axes[4].set_axis_off()
-            axes[4].text(0.5, 0.5, row.restored_caption, ha="center", va="center", fontsize=10)
-        else:
-            show_image(axes[4], row.restored)
-            y, x = np.nonzero(row.whitened)
-            axes[4].scatter(x, y, marker="x", s=22, color=MARK_COLOR)
-            axes[4].set_xlabel(row.restored_caption, fontsize=_CAPTION)
+        show_image(axes[4], row.denoised)
+        axes[4].set_xlabel(row.restored_caption, fontsize=_CAPTION)
     return figure
 
 

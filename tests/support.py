@@ -138,7 +138,12 @@ def make_candidates(
     count = min(9, classes - 1)
     rank = torch.rand(n, classes, generator=generator).scatter(1, label[:, None], -1)
     drawn = torch.randn(n, count, VALUES, generator=generator, dtype=torch.float64)
-    return Candidates(label, rank.topk(count, dim=1).indices, drawn if values is None else values)
+    return Candidates(
+        label=label,
+        classes=rank.topk(count, dim=1).indices,
+        values=drawn if values is None else values,
+        support=torch.rand(n, count, generator=generator, dtype=torch.float64).softmax(1),
+    )
 
 
 def make_readings(n: int, *, seed: int = 0, **columns: Tensor) -> Readings:

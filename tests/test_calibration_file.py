@@ -19,26 +19,25 @@ from torch import Tensor
 
 from lrpguard import Calibration, Smoothing
 from lrpguard.calibration import SCHEMA, _digest
-from lrpguard.detector import CombinedDetector, fit_detector
+from lrpguard.detector import SIDES, CombinedDetector, fit_detector
 from lrpguard.errors import CalibrationFileError, LrpGuardError
 from lrpguard.lrp import ZERO
-from lrpguard.scores import SCORES
 from tests.nets import epsilon
-from tests.support import make_calibration, small_net
+from tests.support import make_calibration, make_readings, small_net
 
 
-def random(n: int, columns: int) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(n, columns, generator=generator, dtype=torch.float64)
+def random(n: int) -> Tensor:
+    return torch.randn(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 @pytest.fixture
 def combined() -> Calibration:
     """A calibration of which no field has its default."""
     return make_calibration(
-        random(60, 1)[:, 0] ** 2,
+        random(60) ** 2,
         alpha=0.07,
-        detector=fit_detector("combined", random(50, len(SCORES))),
+        detector=fit_detector("combined", make_readings(50)),
+        proposals=random(60) - 3,
         smoothing=Smoothing(n=8, sigma=0.025, seed=2**64 - 1, composite=epsilon(0.125)),
         image_shape=(1, 28, 32),
         fingerprint="0123456789abcdef" * 4,
@@ -88,9 +87,13 @@ class TestRoundTrip:
     def test_of_every_field(self, file: Path, combined: Calibration) -> None:
         again = Calibration.load(file)
         for field in dataclasses.fields(Calibration):
-            if field.name not in ("detector", "anomalies"):
+            if field.name not in ("detector", "anomalies", "proposals"):
                 assert getattr(again, field.name) == getattr(combined, field.name), field.name
         assert torch.equal(again.anomalies, combined.anomalies)
+        assert again.proposals is not None
+        assert combined.proposals is not None
+        assert torch.equal(again.proposals, combined.proposals)
+        assert bool((again.proposals.diff() >= 0).all())
         assert isinstance(again.detector, CombinedDetector)
         assert again.detector.score_names == combined.detector.score_names
         assert again.detector.state().keys() == combined.detector.state().keys()
@@ -98,10 +101,14 @@ class TestRoundTrip:
             assert torch.equal(again.detector.state()[name], tensor)
 
     def test_answers_are_the_same(self, file: Path, combined: Calibration) -> None:
-        again, fresh = Calibration.load(str(file)), 2 * random(40, len(SCORES))
+        again, fresh = Calibration.load(str(file)), make_readings(40, seed=1)
         anomaly = combined.detector.anomaly(fresh)
         assert torch.equal(again.detector.anomaly(fresh), anomaly)
         assert torch.equal(again.p_values(anomaly), combined.p_values(anomaly))
+        evidence = 2 * random(40)
+        assert torch.equal(
+            again.replacement_p_values(evidence), combined.replacement_p_values(evidence)
+        )
         assert again.threshold == combined.threshold
         assert again.fpr_band() == combined.fpr_band()
 
@@ -110,6 +117,7 @@ class TestRoundTrip:
         paper.save(tmp_path / "paper.safetensors")
         again = Calibration.load(tmp_path / "paper.safetensors")
         assert again.detector == paper.detector
+        assert again.proposals is None
         assert again.smoothing == paper.smoothing
 
     def test_saved_again_is_the_same_file(self, file: Path, tmp_path: Path) -> None:
@@ -122,7 +130,7 @@ class TestRoundTrip:
         assert record["alpha"] == 0.07
         assert (record["n"], record["fit_n"]) == (60, 50)
         assert len(record["fpr_band_95"]) == 2
-        assert record["scores"] == list(SCORES)
+        assert record["scores"] == list(SIDES)
         assert record["preprocessing"] == {
             "layout": "NCHW",
             "range": [0, 1],
@@ -257,17 +265,28 @@ class TestEdited:
         with contextlib.suppress(LrpGuardError):  # some values do no harm
             Calibration.load(file)
 
-    @pytest.mark.parametrize("name", ["anomalies", "detector.reference", "detector.precision"])
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "anomalies",
+            "proposals",
+            "detector.reference",
+            "detector.root",
+            "detector.consistency.pairs",
+            "detector.consistency.weights",
+        ],
+    )
     def test_a_missing_tensor(self, file: Path, name: str) -> None:
         def change(_: object, tensors: dict[str, Tensor]) -> None:
             del tensors[name]
 
-        assert name.removeprefix("detector.") in refused(edited(file, change))
+        assert name.split(".")[-1] in refused(edited(file, change))
 
+    @pytest.mark.parametrize("name", ["anomalies", "proposals"])
     @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-    def test_non_finite_scores(self, file: Path, bad: float) -> None:
+    def test_non_finite_scores(self, file: Path, name: str, bad: float) -> None:
         def change(_: object, tensors: dict[str, Tensor]) -> None:
-            tensors["anomalies"][3] = bad
+            tensors[name][3] = bad
 
         edited(file, change)
         with pytest.raises(LrpGuardError, match="NaN or infinite"):

@@ -13,8 +13,10 @@ from scipy.stats import betabinom
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lrpguard import Calibration, Guard, Smoothing
-from lrpguard.detector import CombinedDetector
+from lrpguard import Calibration, Evidence, Guard, Smoothing
+from lrpguard.calibrator import split_key
+from lrpguard.consensus import propose
+from lrpguard.detector import SIDES, CombinedDetector
 from lrpguard.errors import (
     CalibrationError,
     CalibrationMismatchError,
@@ -27,8 +29,11 @@ from lrpguard.errors import (
     TrainingModeError,
 )
 from lrpguard.fingerprint import model_fingerprint
+from lrpguard.noise import image_digest
+from lrpguard.readings import Readings, read
 from lrpguard.scores import SCORES
 from lrpguard.version import __version__
+from lrpguard.views import STRONG_VIEWS, VIEWS
 from tests.support import FAST, Raises, Wrapped, images, small_net
 
 N_IMAGES = 100
@@ -45,14 +50,21 @@ def same(one: Calibration, other: Calibration) -> bool:
     """Say whether two calibrations are equal to the last bit, but for the time they were made."""
     states = [c.detector.state() for c in (one, other)]
     fields = [f.name for f in dataclasses.fields(Calibration)]
-    plain = set(fields) - {"detector", "anomalies", "created"}
+    plain = set(fields) - {"detector", "anomalies", "proposals", "created"}
     return (
         all(getattr(one, name) == getattr(other, name) for name in plain)
         and torch.equal(one.anomalies, other.anomalies)
+        and same_proposals(one.proposals, other.proposals)
         and one.detector.score_names == other.detector.score_names
         and states[0].keys() == states[1].keys()
         and all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     )
+
+
+def same_proposals(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one, other)
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +72,12 @@ def whole() -> Calibration:
     return calibrated(CLEAN.split(10))
 
 
+PASSES = 1 + len(VIEWS) + len(STRONG_VIEWS)
+"""Images that go through the model without gradients for each that is scored."""
+
+
 def clean_passes(seen: list[int]) -> Callable[[Tensor], None]:
-    """Note the images of passes without gradients: one for each image that is scored."""
+    """Note the images of passes without gradients: each image that is scored, and its views."""
 
     def before(batch: Tensor) -> None:
         if not torch.is_grad_enabled():
@@ -84,18 +100,44 @@ class TestOutcome:
     def test_half_of_the_images_fit_the_combined_detector(self, whole: Calibration) -> None:
         assert isinstance(whole.detector, CombinedDetector)
         assert (whole.fit_n, whole.n) == (50, 50)
-        assert whole.detector.reference.shape == (50, len(SCORES))
+        assert whole.detector.score_names == tuple(SIDES)
+        assert whole.detector.reference.shape == (50, 1 + len(SIDES))
 
-    def test_fit_and_calibration_images_are_disjoint(self) -> None:
-        paper = calibrated(CLEAN.split(10), detector="paper").anomalies
-        combined = calibrated(CLEAN.split(10))
-        assert isinstance(combined.detector, CombinedDetector)
-        fit = combined.detector.reference[:, 0]
-        assert bool(torch.isin(fit, paper).all())
-        # The anomalies of the fit images are not among those that calibrate.
-        assert not bool(
-            torch.isin(combined.detector.anomaly(_rows_of(combined)), combined.anomalies).any()
+    def test_fit_and_calibration_images_are_disjoint(self, whole: Calibration) -> None:
+        assert isinstance(whole.detector, CombinedDetector)
+        found = _readings()
+        # The column of the chroma noise says which images fitted, since no two share a value.
+        column = 1 + list(SIDES).index("chroma_noise")
+        fitted = torch.isin(found.column("chroma_noise"), whole.detector.reference[:, column])
+        assert int(fitted.sum()) == whole.fit_n
+        assert torch.equal(
+            whole.detector.anomaly(found.select(~fitted)).sort().values, whole.anomalies
         )
+
+    def test_fit_is_that_of_the_detector_on_the_fit_images_in_the_order_of_the_split(
+        self, whole: Calibration
+    ) -> None:
+        digests = [image_digest(image, b"").hex() for image in CLEAN]
+        order = sorted(range(N_IMAGES), key=lambda i: split_key(digests[i]))
+        found = _readings().select(torch.tensor(order))
+        wanted = CombinedDetector.fit(found.select(slice(50)))
+        assert isinstance(whole.detector, CombinedDetector)
+        assert torch.equal(wanted.reference, whole.detector.reference)
+        assert torch.equal(wanted.root, whole.detector.root)
+
+    def test_proposals_are_those_of_the_calibration_images(self, whole: Calibration) -> None:
+        found, detector = _readings(), whole.detector
+        assert found.candidates is not None
+        assert isinstance(detector, CombinedDetector)
+        every = propose(found.candidates, detector.consistency, detector.anomaly(found)).evidence
+        assert whole.proposals is not None
+        assert len(whole.proposals) == whole.n
+        assert bool(torch.isin(whole.proposals, every).all())
+        kept = torch.isin(detector.anomaly(found), whole.anomalies)
+        assert torch.equal(every[kept].sort().values, whole.proposals)
+
+    def test_the_paper_keeps_no_proposals(self) -> None:
+        assert calibrated(CLEAN.split(10), detector="paper").proposals is None
 
     def test_the_paper_needs_no_fit(self) -> None:
         calibration = calibrated(CLEAN.split(10), detector="paper")
@@ -122,15 +164,11 @@ class TestOutcome:
         assert guard.calibration is old
 
 
-def _rows_of(calibration: Calibration) -> Tensor:
-    """Return the score vectors of the images that fitted a combined detector."""
+def _readings() -> Readings:
+    """Return what a calibration reads of the clean images."""
     guard = Guard(small_net(), smoothing=FAST)
-    evidence = guard.evidence(CLEAN)
-    matrix = torch.stack([score.function(evidence) for score in SCORES.values()], dim=1)
-    assert isinstance(calibration.detector, CombinedDetector)
-    fitted = torch.isin(matrix[:, 0], calibration.detector.reference[:, 0])
-    assert int(fitted.sum()) == calibration.fit_n
-    return matrix[fitted]
+    parts = [guard.evidence(batch, views=True) for batch in CLEAN.split(10)]
+    return read(Evidence.concatenate(parts), tuple(SCORES))
 
 
 class TestImages:
@@ -152,7 +190,7 @@ class TestImages:
         assert isinstance(shuffled.detector, CombinedDetector)
         assert isinstance(whole.detector, CombinedDetector)
         torch.testing.assert_close(
-            shuffled.detector.reference, whole.detector.reference, rtol=1e-4, atol=1e-6
+            shuffled.detector.reference, whole.detector.reference, rtol=1e-4, atol=1e-5
         )
 
     def test_duplicates_count_once(self, whole: Calibration) -> None:
@@ -164,7 +202,7 @@ class TestImages:
         model = Wrapped(small_net(), clean_passes(seen))
         batch = torch.cat([CLEAN[:20], CLEAN[:20].flip(0)])
         assert calibrated([batch], model=model, detector="paper").n == 20
-        assert sum(seen) == 20
+        assert sum(seen) == 20 * PASSES
 
     def test_a_copy_in_float64_is_a_duplicate(self) -> None:
         batches = [CLEAN[:30], CLEAN[:30].double()]
@@ -206,8 +244,8 @@ class TestRefusals:
             calibrated([CLEAN], alpha=0.01)
 
     def test_too_few_for_the_fit(self) -> None:
-        with pytest.raises(CalibrationSizeError, match=r"40 clean images to fit.*at least 48"):
-            calibrated([CLEAN[:80]])
+        with pytest.raises(CalibrationSizeError, match=r"39 clean images to fit.*at least 40"):
+            calibrated([CLEAN[:78]])
 
     @pytest.mark.parametrize("options", [{"alpha": 0.0}, {"alpha": 1.5}, {"detector": "mine"}])
     def test_impossible_wishes_before_any_work(self, options: dict[str, Any]) -> None:
@@ -253,7 +291,7 @@ class TestCheckpoint:
         seen: list[int] = []
         resumed = Wrapped(small_net(), clean_passes(seen))
         calibration = calibrated(batches, model=resumed, checkpoint=str(checkpoint))
-        assert sum(seen) == N_IMAGES - kept  # what was done is not done again
+        assert sum(seen) == (N_IMAGES - kept) * PASSES  # what was done is not done again
         assert same(calibration, calibrated(batches, model=Wrapped(small_net())))
 
     def test_interruption_midway_keeps_what_was_done(self, tmp_path: Path) -> None:
@@ -334,7 +372,7 @@ class TestRealisedRate:
     @pytest.mark.parametrize("detector", ["paper", "combined"])
     def test_lies_in_its_band_on_fresh_images(self, detector: str) -> None:
         calibration_images = 120 if detector == "paper" else 240
-        guard = Guard(small_net(), smoothing=FAST, whitening=None)
+        guard = Guard(small_net(), smoothing=FAST, restoration=None)
         guard.calibrate([images(calibration_images, seed=11)], alpha=0.1, detector=detector)
         assert guard.calibration is not None
         assert guard.calibration.n == 120

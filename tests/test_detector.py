@@ -167,7 +167,8 @@ def mapped_onto(detector: CombinedDetector, points: Tensor) -> Readings:
     values = model.base_mean.repeat(len(points), 1, 1)
     values[:, 0, 0] += points[:, 0] / model.weights[0] * model.base_scale[0]
     far = torch.full((len(points), 1), 10**6)
-    return Readings(detector.score_names, points[:, 1:], Candidates(far[:, 0], far + 1, values))
+    found = Candidates(far[:, 0], far + 1, values, support=torch.ones_like(values[..., 0]))
+    return Readings(detector.score_names, points[:, 1:], found)
 
 
 def brute_force(point: Tensor, covariance: Tensor) -> float:

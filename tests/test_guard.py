@@ -31,7 +31,7 @@ FRESH = images(24, seed=2)
 
 def restoring(**options: Any) -> Guard:
     """Return a guard that flags a third of clean images and restores some of them."""
-    return paper_guard(small_net(seed=5), **{"whitening": WHITENING} | options)
+    return paper_guard(small_net(seed=5), **{"restoration": WHITENING} | options)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ class TestVerdict:
         assert torch.equal(verdict.changed_pixels[rows], restoration.changed_pixels)
 
     def test_without_whitening_only_flags(self, verdict: Verdict) -> None:
-        only = restoring(whitening=None)(FRESH, maps=True)
+        only = restoring(restoration=None)(FRESH, maps=True)
         assert set(only.status) == {"clean", "flagged"}
         assert torch.equal(only.flagged, verdict.flagged)
         assert torch.equal(only.restored_label, only.label)
@@ -200,7 +200,7 @@ class TestModes:
         assert wanting.grad is None
 
     def test_autocast(self) -> None:
-        combined = Guard(small_net(seed=5), smoothing=FAST, whitening=None)
+        combined = Guard(small_net(seed=5), smoothing=FAST, restoration=None)
         combined.calibrate([images(100, seed=1)])
         outside = combined(FRESH)
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -238,7 +238,7 @@ class TestModes:
 class TestPrecision:
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_half_models(self, dtype: torch.dtype) -> None:
-        guard = paper_guard(small_net(seed=5).to(dtype), whitening=WHITENING)
+        guard = paper_guard(small_net(seed=5).to(dtype), restoration=WHITENING)
         assert guard.calibration is not None
         assert guard.calibration.precision == str(dtype).removeprefix("torch.")
         batch = FRESH.to(dtype)  # the noise is keyed by the pixels that the model sees
@@ -294,7 +294,7 @@ class TestCompiled:
 
 
 def restoring_with(model: nn.Module) -> Guard:
-    return paper_guard(model, whitening=WHITENING)
+    return paper_guard(model, restoration=WHITENING)
 
 
 class TestCalibrationGiven:
@@ -303,7 +303,7 @@ class TestCalibrationGiven:
         path = tmp_path / "clean.safetensors"
         guard.calibration.save(path)
         for given in (path, str(path), guard.calibration):
-            again = Guard(small_net(seed=5), calibration=given, whitening=WHITENING)
+            again = Guard(small_net(seed=5), calibration=given, restoration=WHITENING)
             assert again.smoothing == FAST
             assert same(again(FRESH, maps=True), verdict)
 

@@ -36,7 +36,7 @@ class Rounding(nn.Module):
 
 
 def guarded(detector: str, model: nn.Module | None = None) -> Guard:
-    guard = Guard(model or Rounding(), smoothing=FAST, whitening=WHITENING)
+    guard = Guard(model or Rounding(), smoothing=FAST, restoration=WHITENING)
     guard.calibrate(CLEAN.split(25), alpha=0.2, detector=detector)
     return guard
 
@@ -78,7 +78,7 @@ class TestInvariance:
         guard = guarded(detector, small_net(seed=5))
         budget = copies * saved_bytes(guard.model, FRESH[:1])
         small = Guard(
-            guard.model, calibration=guard.calibration, whitening=WHITENING, memory_budget=budget
+            guard.model, calibration=guard.calibration, restoration=WHITENING, memory_budget=budget
         )
         assert_same_answers(small(FRESH), guard(FRESH))
         assert set(small._chunks.values()) == {copies}
@@ -115,7 +115,7 @@ class TestThreads:
             return list(pool.map(start, range(self.N_THREADS)))
 
     def test_one_guard_in_8_threads_equals_sequential_bit_for_bit(self) -> None:
-        guard = paper_guard(small_net(seed=5), whitening=WHITENING)
+        guard = paper_guard(small_net(seed=5), restoration=WHITENING)
         parts = FRESH.split(5)
         guard._chunks.clear()  # so that the threads also race for the first measurement
         threaded = self.at_once(lambda i: guard(parts[i], maps=True))
@@ -128,7 +128,7 @@ class TestThreads:
 
     def test_several_guards_of_one_model_in_several_modes(self) -> None:
         model = small_net(seed=5)
-        guards = [paper_guard(model, whitening=WHITENING) for _ in range(2)]
+        guards = [paper_guard(model, restoration=WHITENING) for _ in range(2)]
         wanted = guards[0](FRESH[:10]).score
 
         def work(number: int) -> tuple[Tensor, bool, bool]:
@@ -187,7 +187,7 @@ class TestModelUnchanged:
     def test_after_success(self, name: str) -> None:
         model = MODELS[name]()
         before = state_of(model)
-        guard = paper_guard(model, whitening=WHITENING)
+        guard = paper_guard(model, restoration=WHITENING)
         assert bool(guard(FRESH[:10], maps=True).flagged.any())
         guard.evidence(FRESH[:2])
         with torch.inference_mode():
@@ -208,7 +208,7 @@ class TestModelUnchanged:
     def test_after_an_error_inside_the_model(self, error: BaseException, at: int) -> None:
         # Calls: clean, measured, copies of both images, then whitening.
         model = Wrapped(small_net(seed=5))
-        guard = paper_guard(model, whitening=WHITENING)
+        guard = paper_guard(model, restoration=WHITENING)
         batch = FRESH[guard(FRESH).flagged][:2]
         wanted = guard(batch)
         model.before = Raises(error, at=at)
@@ -237,7 +237,7 @@ class TestModelUnchanged:
         assert state_of(model) == before
 
     def test_the_images_stay_as_they_were(self) -> None:
-        guard = paper_guard(whitening=WHITENING)
+        guard = paper_guard(restoration=WHITENING)
         batch = FRESH.clone()
         batch[0, 0, 0, 0] = 1 + 5e-7  # will be clipped, in a copy
         before = batch.clone()
@@ -260,7 +260,7 @@ class TestAsClassifier:
     @pytest.fixture(scope="class")
     @staticmethod
     def guard() -> Guard:
-        return paper_guard(small_net(seed=5), whitening=WHITENING)
+        return paper_guard(small_net(seed=5), restoration=WHITENING)
 
     def test_logits_are_the_bare_models_where_unflagged_and_restored_elsewhere(
         self, guard: Guard

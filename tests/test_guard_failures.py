@@ -257,7 +257,7 @@ class TestFailurePolicy:
             return logits.masked_fill(many_white[:, None], torch.nan)
 
         guard = calibrated_for(
-            Wrapped(small_net(), after=after), whitening=Whitening(pixels=6, max_rounds=1)
+            Wrapped(small_net(), after=after), restoration=Whitening(pixels=6, max_rounds=1)
         )
         verdict = guard(FRESH)
         assert bool(verdict.flagged.any())

@@ -12,16 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from lrpguard.attacks.pgd import pgd, quantize
+from lrpguard.calibration import Calibration
+from lrpguard.consensus import Consensus, propose, restored
 from lrpguard.demo.digits import DigitSet, load_digit_splits, load_digits_model
+from lrpguard.detector import CombinedDetector
 from lrpguard.evaluation import Proportion, proportion
 from lrpguard.evidence import Evidence
 from lrpguard.figures import DemoPanels
 from lrpguard.guard import Guard
 from lrpguard.noise import key_bytes
-from lrpguard.restoration import UNKNOWN, WHITE, Whitening, whiten
-from lrpguard.scores import score_matrix
+from lrpguard.readings import read
+from lrpguard.restoration import UNKNOWN, Whitening, whiten
 from lrpguard.smoothing import Smoothing, chunk_size
 from lrpguard.verdict import Verdict
+from lrpguard.views import denoised_views
 
 DEMO_N = 50
 """Noisy copies of each digit, as in the paper."""
@@ -123,14 +127,15 @@ class _Outcome:
     Attributes:
         label: The model's own labels [B].
         flagged: Whether each detector flags them [B].
-        whitened: Label after the most varying pixels were whitened, own label where no
-            detector flagged, -1 where none was found [B].
-        control: The same with random pixels [B].
+        restored: Label after each detector's own restoration, own label where it does not flag,
+            -1 where no label was accepted [B].
+        control: Label after random pixels were whitened, own label where no detector flags,
+            -1 where none was found [B].
     """
 
     label: Tensor
     flagged: dict[str, Tensor]
-    whitened: Tensor
+    restored: dict[str, Tensor]
     control: Tensor
 
 
@@ -201,36 +206,46 @@ def _calibrate(model: nn.Module, images: Tensor, smoothing: Smoothing) -> dict[s
 
 
 def _judge(model: nn.Module, guards: dict[str, Guard], images: Tensor) -> _Outcome:
-    """Judge images by each detector from the same evidence, and whiten what any one flags."""
-    guard = next(iter(guards.values()))
-    evidence = guard.evidence(images)
-    flagged = {name: _flags(guard, evidence) for name, guard in guards.items()}
-    rows = torch.stack(list(flagged.values())).any(0).nonzero().flatten()
-    return _Outcome(
-        label=evidence.label,
-        flagged=flagged,
-        whitened=_restored(model, guard.smoothing, images, evidence, rows, Whitening()),
-        control=_restored(
-            model, guard.smoothing, images, evidence, rows, Whitening(ranking="random")
-        ),
-    )
+    """Judge images by each detector from the same evidence, and restore what each flags.
+
+    As the guard does by default: ``combined`` by consensus, ``paper`` by whitening.
+    """
+    smoothing = next(iter(guards.values())).smoothing
+    evidence = next(iter(guards.values())).evidence(images, views=True)
+    flagged, labels = {}, {}
+    for name, guard in guards.items():
+        assert guard.calibration is not None
+        flagged[name], labels[name] = _by_one(guard.calibration, evidence)
+    whitened = _whitened(model, smoothing, images, evidence, flagged["paper"], Whitening())
+    some = torch.stack(list(flagged.values())).any(0)
+    control = _whitened(model, smoothing, images, evidence, some, Whitening(ranking="random"))
+    return _Outcome(evidence.label, flagged, labels | {"paper": whitened}, control)
 
 
-def _flags(guard: Guard, evidence: Evidence) -> Tensor:
-    calibration = guard.calibration
-    assert calibration is not None
-    scores = score_matrix(evidence, calibration.detector.score_names)
-    return calibration.p_values(calibration.detector.anomaly(scores)) <= calibration.alpha
+def _by_one(calibration: Calibration, evidence: Evidence) -> tuple[Tensor, Tensor]:
+    """Return what one detector flags, and the labels by consensus where it proposes any [B]."""
+    detector = calibration.detector
+    readings = read(evidence, detector.score_names)
+    anomaly = detector.anomaly(readings)
+    flagged = calibration.p_values(anomaly) <= calibration.alpha
+    if not isinstance(detector, CombinedDetector) or readings.candidates is None:
+        return flagged, evidence.label
+    proposal = propose(readings.candidates, detector.consistency, anomaly)
+    accepted = calibration.replacement_p_values(proposal.evidence) <= Consensus().harm
+    label = restored(proposal, accepted, evidence).label
+    return flagged, torch.where(flagged, label, evidence.label)
 
 
-def _restored(
+def _whitened(
     model: nn.Module,
     smoothing: Smoothing,
     images: Tensor,
     evidence: Evidence,
-    rows: Tensor,
+    flagged: Tensor,
     whitening: Whitening,
 ) -> Tensor:
+    """Return the labels after pixels of the flagged images were whitened [B]."""
+    rows = flagged.nonzero().flatten()
     if len(rows) == 0:
         return evidence.label
     restoration = whiten(
@@ -249,8 +264,8 @@ def _clean_rows(outcome: _Outcome, labels: Tensor) -> list[DemoRow]:
     right = outcome.label == labels
     rows = []
     for name, flagged in outcome.flagged.items():
-        unknown = outcome.whitened == UNKNOWN
-        replaced = (outcome.whitened != labels) & ~unknown
+        unknown = outcome.restored[name] == UNKNOWN
+        replaced = (outcome.restored[name] != labels) & ~unknown
         rows += [
             _row(0.0, name, "false_positives", flagged, torch.ones_like(flagged)),
             _row(0.0, name, "harm", replaced, flagged & right),
@@ -262,15 +277,16 @@ def _clean_rows(outcome: _Outcome, labels: Tensor) -> list[DemoRow]:
 def _attack_rows(eps: float, outcome: _Outcome, labels: Tensor) -> list[DemoRow]:
     fooled = outcome.label != labels
     every = torch.ones_like(fooled)
-    restored, control = outcome.whitened == labels, outcome.control == labels
+    control = outcome.control == labels
     rows = [_row(eps, None, "fooled", fooled, every)]
     for name, flagged in outcome.flagged.items():
+        right = outcome.restored[name] == labels
         rows += [
             _row(eps, name, "detected_of_fooled", flagged, fooled),
             _row(eps, name, "detected_of_attempts", flagged, every),
-            _row(eps, name, "restored_of_detected", restored, flagged & fooled),
+            _row(eps, name, "restored_of_detected", right, flagged & fooled),
             _row(eps, name, "control_of_detected", control, flagged & fooled),
-            _row(eps, name, "restored_of_fooled", restored & flagged, fooled),
+            _row(eps, name, "restored_of_fooled", right & flagged, fooled),
             _row(eps, name, "control_of_fooled", control & flagged, fooled),
         ]
     return rows
@@ -301,20 +317,16 @@ def _panel(
 ) -> DemoPanels:
     assert after.relevance is not None
     assert after.relevance_variance is not None
-    assert after.changed_pixels is not None
-    flagged = bool(after.flagged[i])
-    restored = attacked.masked_fill(after.changed_pixels[i], WHITE)
     return DemoPanels(
         clean=clean.numpy(),
         adversarial=attacked.numpy(),
         relevance=after.relevance[i].numpy(),
         variance=after.relevance_variance[i].numpy(),
-        restored=restored.numpy() if flagged else None,
-        whitened=after.changed_pixels[i].numpy(),
+        denoised=denoised_views(attacked).mean(0).numpy(),
         clean_caption=f"read as {int(before.label[i])}, {_p_text(before, i)}",
         adversarial_caption=f"read as {int(after.label[i])}, {_p_text(after, i)}",
         restored_caption=_restored_text(int(after.restored_label[i]), truth)
-        if flagged
+        if bool(after.flagged[i])
         else "not flagged",
     )
 
@@ -326,8 +338,8 @@ def _p_text(verdict: Verdict, i: int) -> str:
 
 def _restored_text(label: int, truth: int) -> str:
     if label == UNKNOWN:
-        return "no other label found"
-    return f"read as {label}: {'right' if label == truth else 'wrong'}"
+        return "unknown: too little evidence"
+    return f"restored to {label}: {'right' if label == truth else 'wrong'}"
 
 
 def _levels(eps: float) -> str:

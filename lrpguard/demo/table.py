@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from lrpguard.consensus import Consensus
 from lrpguard.demo.run import (
     ATTACK_EPS,
     ATTACK_STEPS,
@@ -71,9 +72,11 @@ def _header(result: DemoResult) -> list[str]:
         f"{settings.seed}, alpha {DEMO_ALPHA:g}",
         f"detectors  combined: {result.fit_n} digits fit it, {combined} calibrate it; paper "
         f"(relevance variance): {paper} calibrate it",
+        f"restored   combined: by consensus, harm {Consensus().harm:g}; paper: by whitening; "
+        "control: whitens random pixels",
         f"attack     PGD, L-infinity, {ATTACK_STEPS} steps, on the {result.correct} digits read "
         "rightly; all images in 8 bits",
-        "shares     with 95 % Wilson intervals; restored means: to the right label",
+        "shares     with 95 % Wilson intervals; restored counts the right label alone",
     ]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from lrpguard.calibration import conformal_p_values
-from lrpguard.detector import SIDES, CombinedDetector, Detector, PaperDetector
+from lrpguard.detector import COMBINED_SCORES, CombinedDetector, Detector, PaperDetector
 from lrpguard.evaluation.bootstrap import (
     Floats,
     Interval,
@@ -25,7 +25,7 @@ from lrpguard.readings import VALUES, Readings
 GAP, NOISE, VIEWS = (0,), (1,), tuple(range(2, VALUES))
 """Which of a candidate's values say what: the gap, the noisy copies, the mild views."""
 
-EVERY = tuple(SIDES)
+EVERY = COMBINED_SCORES
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,11 @@ def _without(*names: str) -> tuple[str, ...]:
 
 VARIANTS = (
     Variant("the detector", GAP + NOISE + VIEWS, EVERY),
-    Variant("without relevance", GAP + NOISE + VIEWS, _without("relevance_roughness")),
+    Variant(
+        "with the roughness of the relevance",
+        GAP + NOISE + VIEWS,
+        (*EVERY, "relevance_roughness"),
+    ),
     Variant(
         "without noise of the pixels", GAP + NOISE + VIEWS, _without("chroma_noise", "line_noise")
     ),

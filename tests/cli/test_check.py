@@ -23,7 +23,7 @@ Run = Callable[..., Any]
 def mixed(tmp_path_factory: pytest.TempPathFactory, calibration: Path) -> Path:
     """An .npz of ten digits, of which the guard flags the first three."""
     test = load_digit_splits().test
-    guard = Guard(load_digits_model(), calibration=calibration, whitening=None)
+    guard = Guard(load_digits_model(), calibration=calibration, restoration=None)
     flagged = guard(test.images).flagged
     rows = torch.cat([flagged.nonzero().flatten()[:3], (~flagged).nonzero().flatten()[:7]])
     file = tmp_path_factory.mktemp("mixed") / "mixed.npz"

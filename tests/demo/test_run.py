@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from lrpguard import Smoothing
+from lrpguard.attacks.pgd import quantize
 from lrpguard.cli import app
 from lrpguard.demo.digits import load_digit_splits, load_digits_model
 from lrpguard.demo.run import (
@@ -25,10 +27,13 @@ from lrpguard.demo.run import (
     DemoResult,
     DemoRow,
     DemoSettings,
+    _calibrate,
+    _judge,
     run_demo,
 )
 from lrpguard.demo.table import MEASURES, format_result, to_record
 from lrpguard.evaluation import proportion
+from lrpguard.views import denoised_views
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +93,7 @@ def test_the_counts_fit_together(result: DemoResult) -> None:
     for detector in DETECTORS:
         false = find(result, "false_positives", detector)
         harm, withheld = (find(result, name, detector) for name in ("harm", "withheld"))
-        # The model was right on these, and whitening ends in another label or in none.
+        # The model was right on these, and a restoration ends in another label or in none.
         assert harm.successes + withheld.successes == harm.n <= false.successes
 
 
@@ -147,12 +152,31 @@ def test_the_picture_shows_the_first_digits_that_were_fooled(result: DemoResult)
         assert f"read as {before}," in panel.clean_caption
         assert f"read as {after}," in panel.adversarial_caption
         assert np.abs(images[1] - images[0]).max() <= ATTACK_EPS[0] + 1e-6
-        assert ("flagged" in panel.adversarial_caption) == (panel.restored is not None)
-        if panel.restored is not None:
-            changed = (panel.restored != panel.adversarial)[0]
-            assert panel.whitened.any()
-            assert not (changed & ~panel.whitened).any()
-            assert (panel.restored[0][panel.whitened] == 1).all()
+        assert panel.denoised.shape == (1, 8, 8)
+        wanted = denoised_views(torch.from_numpy(panel.adversarial)).mean(0).numpy()
+        assert np.array_equal(panel.denoised, wanted)
+        flagged = panel.restored_caption != "not flagged"
+        assert ("flagged" in panel.adversarial_caption) == flagged
+        assert panel.restored_caption.startswith(("restored to", "unknown") if flagged else "not")
+
+
+def test_flags_and_restored_labels_are_those_of_the_guard() -> None:
+    """The demo shares one evidence among detectors; the guard's own verdicts must agree."""
+    smoothing = Smoothing(n=4, sigma=DEMO_SIGMA)
+    splits, model = load_digit_splits(), load_digits_model()
+    images = quantize(splits.calibration.images)
+    noisy = torch.rand(12, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    fresh = quantize(torch.cat([splits.test.images[:28], noisy]))
+    guards = _calibrate(model, images, smoothing)
+    outcome = _judge(model, guards, fresh)
+    for name, guard in guards.items():
+        verdict = guard(fresh)
+        assert torch.equal(outcome.label, verdict.label)
+        assert torch.equal(outcome.flagged[name], verdict.flagged)
+        assert torch.equal(outcome.restored[name], verdict.restored_label)
+        assert bool(verdict.flagged.any())
+    unflagged = ~torch.stack(list(outcome.flagged.values())).any(0)
+    assert torch.equal(outcome.control[unflagged], outcome.label[unflagged])
 
 
 def test_it_says_what_it_does(result: DemoResult, told: list[str]) -> None:

@@ -104,7 +104,7 @@ class TestResNet20:
         fresh = pictures("resnet20", 120)[60:]
         first = {image_digest(image, b"") for image in pictures("resnet20", 60)}
         assert not first & {image_digest(image, b"") for image in fresh}
-        only_flags = Guard(guard.model, calibration=guard.calibration, whitening=None)
+        only_flags = Guard(guard.model, calibration=guard.calibration, restoration=None)
         flagged = int(only_flags(fresh).flagged.sum())
         low, high = betabinom.ppf([0.001, 0.999], 60, 6, 55)  # k = 6 of n + 1 = 61
         assert low <= flagged <= high
@@ -134,7 +134,7 @@ class TestCombinedOnResNet20:
     @pytest.fixture(scope="class")
     @staticmethod
     def guard() -> Guard:
-        guard = Guard(network("resnet20"), smoothing=Smoothing(n=8), whitening=None)
+        guard = Guard(network("resnet20"), smoothing=Smoothing(n=8), restoration=None)
         calibration = guard.calibrate(pictures("resnet20", 100).split(50), alpha=0.1)
         assert (calibration.n, calibration.fit_n) == (50, 50)
         return guard
@@ -159,7 +159,7 @@ class TestCombinedOnResNet20:
 class TestSqueezeNet:
     def test_from_calibration_to_restoration(self, tmp_path: Path) -> None:
         model, images = network("squeezenet"), pictures("squeezenet", 14)
-        guard = Guard(model, smoothing=Smoothing(n=4), whitening=Whitening(max_rounds=1))
+        guard = Guard(model, smoothing=Smoothing(n=4), restoration=Whitening(max_rounds=1))
         guard.calibrate(images[:10].split(5), alpha=0.3, detector="paper")
         assert guard.calibration is not None
         guard.calibration.save(tmp_path / "clean.safetensors")

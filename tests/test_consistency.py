@@ -1,0 +1,319 @@
+"""Candidates by hand, and the model of how clean images move."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lrpguard import Evidence
+from lrpguard.consistency import (
+    PRIOR_IMAGES,
+    Candidates,
+    ConsistencyModel,
+    candidates,
+)
+from lrpguard.errors import ConfigurationError
+from lrpguard.readings import VALUES
+from tests.support import make_candidates, make_evidence
+
+
+def shares(logits: list[float]) -> list[float]:
+    """Return the softmax of some logits."""
+    terms = [math.exp(f) for f in logits]
+    return [term / sum(terms) for term in terms]
+
+
+class TestCandidates:
+    def test_by_hand(self) -> None:
+        mild = [[5.0, 2.0, 0.0], [4.0, 1.0, 3.0], [5.0, 1.0, 2.0], [0.0, 0.0, 0.0]]
+        strong = [[9.0, 0.0, 1.0], [0.0, 2.0, 0.0], [0.0, 0.0, 0.0], [0.0, 5.0, 5.0]]
+        evidence = make_evidence(
+            logits=[[5.0, 1.0, 2.0]],
+            noisy_logits=[[[4.0, 3.0, 0.0], [2.0, 5.0, 2.0]]],  # mean 3 4 1
+            views=[[*mild, *strong]],
+        )
+        found = candidates(evidence)
+        assert found.label.tolist() == [0]
+        assert found.classes.tolist() == [[1, 2]]
+        # Class 1: gap 1 - 5; under noise 4 - 3 = 1, then 2 - 5, 1 - 4, 1 - 5, 0: less the gap.
+        # Class 2: gap 2 - 5; 1 - 3 = -2, then 0 - 5, 3 - 4, 2 - 5, 0: less the gap.
+        assert found.values.tolist() == [
+            [[-4.0, 5.0, 1.0, 1.0, 0.0, 4.0], [-3.0, 1.0, -2.0, 2.0, 0.0, 3.0]]
+        ]
+        # Of classes 1 and 2 alone, on the four strong views.
+        each = [shares(view[1:]) for view in strong]
+        wanted = [sum(share[z] for share in each) / 4 for z in (0, 1)]
+        assert found.support[0].tolist() == pytest.approx(wanted)
+        assert found.values.dtype == found.support.dtype == torch.float64
+
+    def test_of_two_classes_stand_in_the_order_of_their_mean_probability(self) -> None:
+        # Class 1 has by far the larger mean logit, from one view; class 2 wins all the others.
+        views = [[9.0, 99.0, 0.0], *[[9.0, 0.0, 2.0]] * 7]
+        evidence = make_evidence(
+            logits=[[9.0, 0.0, 0.0]], noisy_logits=[[[9.0, 0.0, 2.0]]], views=[views]
+        )
+        assert candidates(evidence).classes.tolist() == [[2, 1]]
+
+    def test_never_hold_the_label_even_where_it_is_not_the_largest(self) -> None:
+        options: dict[str, Any] = {
+            "logits": [[1.0, 9.0, 2.0]],
+            "noisy_logits": [[[1.0, 9.0, 2.0]]],
+            "views": [[[1.0, 9.0, 2.0]] * 8],
+        }
+        assert candidates(make_evidence(**options)).classes.tolist() == [[2, 0]]
+        other = candidates(make_evidence(**options, label=[2]))
+        assert other.classes.tolist() == [[1, 0]]
+        assert other.values[0, :, 0].tolist() == [7.0, -1.0]
+
+    @pytest.mark.parametrize(("classes", "count"), [(2, 1), (5, 4), (10, 9), (1000, 9)])
+    def test_are_the_others_or_the_nearest_nine(self, classes: int, count: int) -> None:
+        logits = torch.randn(3, 11, classes, generator=torch.Generator().manual_seed(0))
+        evidence = made_of(logits, copies=2)
+        found = candidates(evidence)
+        assert found.classes.shape == found.support.shape == (3, count)
+        assert found.values.shape == (3, count, VALUES)
+        for i in range(3):
+            label = int(logits[i, 0].argmax())
+            moved = torch.cat([logits[i, 1:3].mean(0, keepdim=True), logits[i, 3:]]).double()
+            moved[:, label] = -torch.inf
+            order = moved.softmax(1).mean(0).argsort(descending=True)
+            assert found.classes[i].tolist() == order[:count].tolist()
+            support = moved[-4:].softmax(1).mean(0)[order[:count]]
+            torch.testing.assert_close(found.support[i], support)
+
+    def test_of_a_request_alone_are_the_same_bit_for_bit(self) -> None:
+        logits = torch.randn(9, 29, 12, generator=torch.Generator().manual_seed(0))
+        evidence = made_of(logits, copies=20)
+        whole = candidates(evidence)
+        model = ConsistencyModel.fit(whole)
+        for i in range(9):
+            alone = candidates(evidence.select(slice(i, i + 1)))
+            assert torch.equal(alone.classes[0], whole.classes[i])
+            assert torch.equal(alone.values[0], whole.values[i])
+            assert torch.equal(alone.support[0], whole.support[i])
+            assert torch.equal(model.scores(alone)[0], model.scores(whole)[i])
+
+    def test_without_views_are_refused(self) -> None:
+        evidence = make_evidence(logits=[[1.0, 0.0]], noisy_logits=[[[1.0, 0.0]]])
+        with pytest.raises(ConfigurationError, match="views=True"):
+            candidates(evidence)
+
+    def test_select(self) -> None:
+        whole = make_candidates(5)
+        some = whole.select(torch.tensor([3, 1]))
+        assert len(whole) == 5
+        assert len(some) == 2
+        assert torch.equal(some.label, whole.label[[3, 1]])
+        assert torch.equal(some.classes, whole.classes[[3, 1]])
+        assert torch.equal(some.values, whole.values[[3, 1]])
+        assert torch.equal(some.support, whole.support[[3, 1]])
+
+
+def made_of(logits: Tensor, *, copies: int) -> Evidence:
+    """Return evidence of logits [B, 1 + N + V, K]: clean, copies, views."""
+    return make_evidence(
+        logits=logits[:, 0].tolist(),
+        noisy_logits=logits[:, 1 : 1 + copies].tolist(),
+        views=logits[:, 1 + copies :].tolist(),
+    )
+
+
+def with_values(found: Candidates, values: Tensor) -> Candidates:
+    """Return the candidates with other values."""
+    return dataclasses.replace(found, values=values)
+
+
+def one_candidate(label: list[int], other: list[int], values: list[list[float]]) -> Candidates:
+    """Return candidates, one a request, written out by hand."""
+    table = torch.tensor(values, dtype=torch.float64)[:, None]
+    return pairs(torch.tensor(label), torch.tensor(other), table)
+
+
+def pairs(label: Tensor, other: Tensor, values: Tensor) -> Candidates:
+    """Return one candidate a request, of full support: labels [B], candidates [B]."""
+    return Candidates(label, other[:, None], values, torch.ones(len(label), 1).double())
+
+
+class TestShrinkage:
+    """Pair (0, 1) on three images, pair (0, 2) on one; two values each."""
+
+    FOUND = one_candidate(
+        [0, 0, 0, 0], [1, 1, 1, 2], [[-1.0, 2.0], [-2.0, 4.0], [-6.0, 0.0], [-7.0, -10.0]]
+    )
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def model() -> ConsistencyModel:
+        return ConsistencyModel.fit(TestShrinkage.FOUND)
+
+    def test_pairs_are_those_seen(self, model: ConsistencyModel) -> None:
+        assert model.pairs.tolist() == [1, 2]
+        other = ConsistencyModel.fit(one_candidate([3, 1], [0, 2], [[0.0, 1.0], [1.0, 0.0]]))
+        assert other.pairs.tolist() == [2**32 + 2, 3 * 2**32]
+
+    def test_mean_is_drawn_to_that_of_all_as_by_ten_images(self, model: ConsistencyModel) -> None:
+        assert PRIOR_IMAGES == 10
+        assert model.base_mean.tolist() == [-4.0, -1.0]
+        assert model.mean[0].tolist() == pytest.approx([(-9 - 40) / 13, (6 - 10) / 13])
+        assert model.mean[1].tolist() == pytest.approx([(-7 - 40) / 11, (-10 - 10) / 11])
+
+    def test_scale_is_drawn_to_that_of_all(self, model: ConsistencyModel) -> None:
+        for value in (0, 1):
+            seen = self.FOUND.values[:, 0, value].tolist()
+            squares = [(v - model.mean[0, value].item()) ** 2 for v in seen[:3]]
+            squares.append((seen[3] - model.mean[1, value].item()) ** 2)
+            every = sum(squares) / 4
+            wanted = [(sum(squares[:3]) + 10 * every) / 13, (squares[3] + 10 * every) / 11]
+            assert model.scale[:, value].pow(2).tolist() == pytest.approx(wanted)
+            assert model.base_scale[value].item() ** 2 == pytest.approx(every)
+
+    def test_a_pair_never_seen_is_judged_as_all_are(self, model: ConsistencyModel) -> None:
+        fresh = one_candidate([0, 4, 0], [7, 1, 1], [[-3.0, 5.0]] * 3)
+        standard = (fresh.values[0, 0] - model.base_mean) / model.base_scale
+        known = (fresh.values[0, 0] - model.mean[0]) / model.scale[0]
+        wanted = [(standard @ model.weights).item()] * 2 + [(known @ model.weights).item()]
+        assert model.scores(fresh).flatten().tolist() == pytest.approx(wanted)
+
+    def test_a_pair_seen_often_is_judged_by_itself(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        values = torch.randn(4000, 1, 2, generator=generator, dtype=torch.float64)
+        values[2000:] = 3 * values[2000:] + 7
+        label = torch.arange(4000) // 2000
+        model = ConsistencyModel.fit(pairs(label, label + 1, values))
+        assert torch.allclose(model.mean, torch.tensor([[0.0], [7.0]]).double(), atol=0.25)
+        assert torch.allclose(model.scale, torch.tensor([[1.0], [3.0]]).double(), rtol=0.1)
+
+
+class TestWeights:
+    def test_by_hand_without_correlation(self) -> None:
+        # Two values of unit scale, uncorrelated: the gap explains nothing.
+        values = [[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]
+        model = ConsistencyModel.fit(one_candidate([0] * 4, [1] * 4, values))
+        assert model.weights.tolist() == pytest.approx([0.0, 1.0])
+
+    def test_what_the_gap_alone_explains_does_not_count(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        gap, own = torch.randn(2, 3000, generator=generator, dtype=torch.float64)
+        values = torch.stack([gap, -0.8 * gap + 0.6 * own, -0.8 * gap + 0.6 * own], dim=1)
+        found = pairs(torch.zeros(3000).long(), torch.ones(3000).long(), values[:, None])
+        score = ConsistencyModel.fit(found).scores(found).flatten()
+        assert torch.corrcoef(torch.stack([score, gap]))[0, 1].abs() < 0.02
+        assert torch.corrcoef(torch.stack([score, own]))[0, 1] > 0.99
+
+    @pytest.mark.parametrize("classes", [2, 3, 10, 100])
+    def test_give_the_fit_unit_variance(self, classes: int) -> None:
+        found = make_candidates(300, classes=classes)
+        model = ConsistencyModel.fit(found)
+        assert model.scores(found).pow(2).mean().item() == pytest.approx(1, rel=1e-9)
+
+
+def gaussian_clean(n: int, classes: int, *, seed: int) -> Candidates:
+    """Return clean candidates whose means and scales depend on the pair, shifts correlated."""
+    found = make_candidates(n, classes=classes, seed=seed)
+    values = found.values.clone()
+    common = torch.randn(
+        *values.shape[:2], 1, generator=torch.Generator().manual_seed(50 + seed)
+    ).double()
+    values[..., 1:] += 1.5 * common - 0.5 * values[..., :1]
+    pair = (7 * found.label[:, None] + 3 * found.classes) % 5
+    scale = 1 + pair[..., None].double()
+    return with_values(found, scale * values - 2 * scale)
+
+
+class TestScores:
+    @pytest.mark.parametrize(("classes", "most"), [(2, 1.1), (10, 1.1), (1000, 1.3)])
+    def test_are_about_standard_normal_on_fresh_clean_images(
+        self, classes: int, most: float
+    ) -> None:
+        """With a thousand classes nearly every pair is new, and the fit knew its own too well.
+
+        So the combined detector takes its reference from images left out of the fit.
+        """
+        model = ConsistencyModel.fit(gaussian_clean(3000, classes, seed=0))
+        score = model.scores(gaussian_clean(3000, classes, seed=1)).flatten()
+        assert score.mean().item() == pytest.approx(0, abs=0.1)  # 4 standard errors at K = 2
+        assert 0.9 < score.std().item() < most
+        for level, quantile in ((0.95, 1.645), (0.05, -1.645)):
+            assert score.quantile(level).item() == pytest.approx(quantile, abs=0.3)
+
+    @pytest.mark.parametrize("classes", [2, 10, 1000])
+    def test_a_planted_shift_raises_its_candidate_and_no_other(self, classes: int) -> None:
+        model = ConsistencyModel.fit(gaussian_clean(2000, classes, seed=0))
+        clean = gaussian_clean(40, classes, seed=1)
+        count = clean.classes.shape[1]
+        chosen = torch.arange(40) % count
+        values = clean.values.clone()
+        values[torch.arange(40), chosen, 1:] += 60.0
+        before = model.scores(clean)
+        after = model.scores(with_values(clean, values))
+        assert torch.equal(after.argmax(1), chosen)
+        planted = torch.nn.functional.one_hot(chosen, count).bool()
+        assert torch.equal(after[~planted], before[~planted])
+        assert (after - before)[planted].min() > 3
+
+    def test_a_loss_lowers_them(self) -> None:
+        model, clean = ConsistencyModel.fit(make_candidates(500)), make_candidates(20, seed=1)
+        values = clean.values.clone()
+        values[..., 1:] -= 5.0
+        lost = model.scores(with_values(clean, values))
+        assert bool((lost < model.scores(clean) - 3).all())
+
+    def test_every_view_counts(self) -> None:
+        model, clean = ConsistencyModel.fit(make_candidates(500)), make_candidates(5, seed=1)
+        for view in range(1, VALUES):
+            values = clean.values.clone()
+            values[..., view] += 1.0
+            gained = model.scores(with_values(clean, values))
+            assert bool((gained > model.scores(clean) + 0.2).all())
+
+    def test_units_of_the_logits_cancel(self) -> None:
+        fit, fresh = make_candidates(200), make_candidates(30, seed=1)
+
+        def scaled(found: Candidates, factor: float) -> Candidates:
+            return with_values(found, factor * found.values)
+
+        wanted = ConsistencyModel.fit(fit).scores(fresh)
+        for factor in (1e-4, 1e4):
+            model = ConsistencyModel.fit(scaled(fit, factor))
+            torch.testing.assert_close(model.scores(scaled(fresh, factor)), wanted)
+
+    def test_values_that_never_vary_stay_finite(self) -> None:
+        still = make_candidates(50, values=torch.full((50, 4, VALUES), 2.5).double())
+        model = ConsistencyModel.fit(still)
+        assert model.scores(still).abs().max() == 0
+        moved = make_candidates(1, values=torch.full((1, 4, VALUES), 2.6).double())
+        assert bool(torch.isfinite(model.scores(moved)).all())
+
+    def test_fit_leaves_its_candidates_alone(self) -> None:
+        found = make_candidates(50)
+        before = found.values.clone()
+        ConsistencyModel.fit(found)
+        assert torch.equal(found.values, before)
+
+
+class TestState:
+    def test_round_trip(self) -> None:
+        model = ConsistencyModel.fit(make_candidates(100))
+        again = ConsistencyModel.from_state(model.state())
+        fresh = make_candidates(20, seed=1)
+        assert torch.equal(again.scores(fresh), model.scores(fresh))
+        assert list(again.state()) == list(model.state())
+        assert all(torch.equal(again.state()[k], v) for k, v in model.state().items())
+
+    @pytest.mark.parametrize("part", ["pairs", "mean", "scale", "base_mean", "weights"])
+    def test_missing_part(self, part: str) -> None:
+        state: dict[str, Tensor] = ConsistencyModel.fit(make_candidates(20)).state()
+        del state[part]
+        with pytest.raises(KeyError, match=part):
+            ConsistencyModel.from_state(state)
+
+    def test_classes_beyond_32_bits_of_float_do_not_collide(self) -> None:
+        label = torch.tensor([2**20, 2**20, 2**20 + 1])
+        other = torch.tensor([2**24 + 1, 2**24, 2**24])
+        values = torch.zeros(3, 1, 2, dtype=torch.float64)
+        assert len(ConsistencyModel.fit(pairs(label, other, values)).pairs) == 3
