@@ -5,7 +5,7 @@ It costs no pass through the model beyond those that the detector has read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -76,6 +76,17 @@ def propose(found: Candidates, model: ConsistencyModel, anomaly: Tensor) -> Prop
         model: Fitted to clean images.
         anomaly: Anomaly scores of the combined detector [B].
     """
+    # Request by request: over a larger batch a mean may round differently.
+    parts = [
+        _propose_one(found.select(slice(i, i + 1)), model, anomaly[i : i + 1])
+        for i in range(len(found))
+    ]
+    return Proposal(
+        *(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Proposal))
+    )
+
+
+def _propose_one(found: Candidates, model: ConsistencyModel, anomaly: Tensor) -> Proposal:
     consistency = model.scores(found)
     support = (found.support + SUPPORT_FLOOR).log()
     best = (consistency + SUPPORT_WEIGHT * support).argmax(1, keepdim=True)

@@ -146,13 +146,18 @@ class ConsistencyModel:
 
         About standard normal for one candidate of a clean image.
         """
+        # Request by request: over a larger batch a sum may round differently.
+        return torch.cat(
+            [self._scores_of_one(found.select(slice(i, i + 1))) for i in range(len(found))]
+        )
+
+    def _scores_of_one(self, found: Candidates) -> Tensor:
         keys = _keys(found)
         place = torch.searchsorted(self.pairs, keys).clamp_max(len(self.pairs) - 1)
         seen = (self.pairs[place] == keys)[..., None]
         mean = torch.where(seen, self.mean[place], self.base_mean)
         scale = torch.where(seen, self.scale[place], self.base_scale)
-        standard = (found.values - mean) / scale
-        return (standard * self.weights).sum(2)
+        return ((found.values - mean) / scale * self.weights).sum(2)
 
     def state(self) -> dict[str, Tensor]:
         """Return what was fitted, for the calibration file."""

@@ -234,9 +234,11 @@ def _towards_cone(mapped: Tensor, root: Tensor) -> float:
     """
     if not bool(torch.isfinite(mapped).all()):
         return math.nan
-    nearest, _ = nnls(root.numpy(), (root @ mapped).numpy())
-    point = root @ torch.from_numpy(nearest)  # not by Pythagoras, which would cancel
-    return float(point @ point)
+    # Not torch's product, whose rounding depends on where in memory a tensor lies.
+    axes = root.numpy()
+    nearest, _ = nnls(axes, (axes * mapped.numpy()).sum(1))
+    point = (axes * nearest).sum(1)  # its norm not by Pythagoras, which would cancel
+    return float((point * point).sum())
 
 
 def _to_normal(scores: Tensor, reference: Tensor) -> Tensor:

@@ -42,9 +42,9 @@ def denoised_views(image: Tensor) -> Tensor:
         The views [V, C, H, W], of the image's type and on its device.
     """
     pixels = image.float()
-    return torch.stack([view(pixels) for view in (*VIEWS.values(), *STRONG_VIEWS.values())]).to(
-        image.dtype
-    )
+    with torch.autocast(image.device.type, enabled=False):
+        views = [view(pixels) for view in (*VIEWS.values(), *STRONG_VIEWS.values())]
+    return torch.stack(views).to(image.dtype)
 
 
 def bilateral(image: Tensor, spread: float = BILATERAL_SPREAD) -> Tensor:
@@ -82,10 +82,8 @@ def gaussian(image: Tensor, sigma: float = GAUSSIAN_SIGMA) -> Tensor:
     radius = max(1, math.ceil(3 * sigma))
     offset = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
     kernel = torch.exp(-(offset**2) / (2 * sigma**2))
-    kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)
-    padded = functional.pad(image[:, None], (radius, radius, radius, radius), mode="replicate")
-    along = functional.conv2d(padded, kernel)
-    return functional.conv2d(along, kernel.transpose(2, 3))[:, 0]
+    kernel = kernel / kernel.sum()
+    return _weighted(_weighted(image, kernel, 1), kernel, 2)
 
 
 def half_size(image: Tensor) -> Tensor:
@@ -108,6 +106,18 @@ def strong_gaussian(image: Tensor) -> Tensor:
 def neighbourhood_mean(plane: Tensor) -> Tensor:
     """Return the mean over 3 x 3 pixels of a plane [H, W], borders repeated."""
     return _neighbours(plane[None], 1).mean(0)[0]
+
+
+def _weighted(image: Tensor, kernel: Tensor, axis: int) -> Tensor:
+    """Sum shifted images along an axis of [C, H, W], weighted by the kernel, borders repeated.
+
+    No convolution: autocast and TF32 would run it in lower precision.
+    """
+    radius, size = len(kernel) // 2, image.shape[axis]
+    pad = (0, 0, radius, radius) if axis == 1 else (radius, radius, 0, 0)
+    padded = functional.pad(image[None], pad, mode="replicate")[0]
+    shifted = [padded.narrow(axis, start, size) for start in range(len(kernel))]
+    return (kernel.view(-1, 1, 1, 1) * torch.stack(shifted)).sum(0)
 
 
 def _neighbours(image: Tensor, radius: int) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lrpguard import Calibration, Smoothing
 from lrpguard.calibration import SCHEMA, _digest
-from lrpguard.detector import SIDES, CombinedDetector, fit_detector
+from lrpguard.detector import COMBINED_SCORES, CombinedDetector, fit_detector
 from lrpguard.errors import CalibrationFileError, LrpGuardError
 from lrpguard.lrp import ZERO
 from tests.nets import epsilon
@@ -130,7 +130,7 @@ class TestRoundTrip:
         assert record["alpha"] == 0.07
         assert (record["n"], record["fit_n"]) == (60, 50)
         assert len(record["fpr_band_95"]) == 2
-        assert record["scores"] == list(SIDES)
+        assert record["scores"] == list(COMBINED_SCORES)
         assert record["preprocessing"] == {
             "layout": "NCHW",
             "range": [0, 1],

@@ -238,6 +238,8 @@ class TestScores:
         score = model.scores(gaussian_clean(3000, classes, seed=1)).flatten()
         assert score.mean().item() == pytest.approx(0, abs=0.1)  # 4 standard errors at K = 2
         assert 0.9 < score.std().item() < most
+        if classes == 1000:
+            return  # of scales from 1 to 5, which it cannot know: no normal law
         for level, quantile in ((0.95, 1.645), (0.05, -1.645)):
             assert score.quantile(level).item() == pytest.approx(quantile, abs=0.3)
 

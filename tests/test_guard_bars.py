@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lrpguard import Guard, Verdict, Whitening, normalized
+from lrpguard import Consensus, Guard, Verdict, Whitening, normalized
 from lrpguard.detector import CombinedDetector
 from lrpguard.errors import UnsupportedModelError
 from lrpguard.lrp.engine import saved_bytes
@@ -20,6 +20,7 @@ from tests.support import FAST, Raises, Wrapped, images, paper_guard, small_net,
 
 CLEAN, FRESH = images(100, seed=1), images(40, seed=2)
 WHITENING = Whitening(pixels=12, max_rounds=2)
+RESTORING = {"paper": WHITENING, "combined": Consensus(harm=0.1)}
 
 
 class Rounding(nn.Module):
@@ -36,13 +37,13 @@ class Rounding(nn.Module):
 
 
 def guarded(detector: str, model: nn.Module | None = None) -> Guard:
-    guard = Guard(model or Rounding(), smoothing=FAST, restoration=WHITENING)
+    guard = Guard(model or Rounding(), smoothing=FAST, restoration=RESTORING[detector])
     guard.calibrate(CLEAN.split(25), alpha=0.2, detector=detector)
     return guard
 
 
-def assert_same_answers(one: Verdict, other: Verdict) -> None:
-    torch.testing.assert_close(one.score, other.score, rtol=1e-5, atol=0)
+def assert_same_answers(one: Verdict, other: Verdict, *, atol: float = 0) -> None:
+    torch.testing.assert_close(one.score, other.score, rtol=1e-5, atol=atol)
     assert torch.equal(one.flagged, other.flagged)
     assert torch.equal(one.restored_label, other.restored_label)
     assert one.status == other.status
@@ -78,9 +79,13 @@ class TestInvariance:
         guard = guarded(detector, small_net(seed=5))
         budget = copies * saved_bytes(guard.model, FRESH[:1])
         small = Guard(
-            guard.model, calibration=guard.calibration, restoration=WHITENING, memory_budget=budget
+            guard.model,
+            calibration=guard.calibration,
+            restoration=RESTORING[detector],
+            memory_budget=budget,
         )
-        assert_same_answers(small(FRESH), guard(FRESH))
+        # Chunks round differently; combined may be near zero, where nothing is relative.
+        assert_same_answers(small(FRESH), guard(FRESH), atol=1e-5 * (detector == "combined"))
         assert set(small._chunks.values()) == {copies}
 
 

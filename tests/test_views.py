@@ -263,6 +263,15 @@ def test_of_an_image_of_which_the_memory_is_not_in_order(view: str) -> None:
     torch.testing.assert_close(ALL[view](turned), ALL[view](image))
 
 
+@pytest.mark.parametrize("view", ALL)
+def test_the_callers_autocast_changes_nothing(view: str) -> None:
+    image = picture(3, 16, 12)
+    outside = ALL[view](image)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = ALL[view](image)
+    assert torch.equal(inside, outside)
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("view", ALL)
