@@ -155,11 +155,11 @@ TIMM = (
     Member("visformer_tiny", options=_IMAGE_64),
     Member("volo_d1_224", options=_IMAGE_64),
     Member("xcit_nano_12_p16_224"),
-    Member("botnet26t_256"),
+    Member("botnet26t_256", options=_IMAGE_64),
     Member("coat_tiny", options=_IMAGE_64),
     Member("focalnet_tiny_srf"),
     Member("gmixer_12_224", options=_IMAGE_64),
-    Member("lambda_resnet26t"),
+    Member("lambda_resnet26t", options=_IMAGE_64),
     Member("mobilevitv2_050"),
     Member("poolformerv2_s12"),
 )
