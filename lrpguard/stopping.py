@@ -3,7 +3,7 @@
 Most clean requests look harmless after five copies, and strong attacks stand out as early. So a
 request is looked at after 5, 10, 20 and 50 copies, and each look flags it, clears it, or asks
 for more. The looks share one false-positive rate: however they depend on each other,
-``P(a clean request is flagged at any look) <= alpha`` (docs/method.md, section 7).
+``P(a clean request is flagged at any look) <= alpha`` (docs/method.md, section 8).
 
 The time that an answer takes then tells how it was found. An operator who minds that leaves early
 stopping off.

@@ -154,7 +154,7 @@ def page(record: dict[str, Any]) -> str:
         f"{record['calibrate'] + record['test']} others are divided {record['divisions']} times at "
         f"random into {record['calibrate']} that calibrate and {record['test']} that are judged. "
         f"Looks at {record['looks']} copies, clear levels {record['clear']}, weights "
-        f"{record['weight']} ([method.md](method.md), section 7); alpha = {record['alpha']}, "
+        f"{record['weight']} ([method.md](method.md), section 8); alpha = {record['alpha']}, "
         f"sigma = {record['sigma']}, seed {record['seed']}. PGD with {ATTACK_STEPS} steps, static: "
         "attacks that changed the right label of a judged digit. Mean over the divisions, and in "
         "brackets the central 95 % of them: a single calibration lies there. A clean request takes "
