@@ -20,7 +20,7 @@ from tests.support import FAST, Raises, Wrapped, images, paper_guard, small_net,
 
 CLEAN, FRESH = images(100, seed=1), images(40, seed=2)
 WHITENING = Whitening(pixels=12, max_rounds=2)
-RESTORING = {"paper": WHITENING, "combined": Consensus(harm=0.1)}
+RESTORING: dict[str, Consensus | Whitening] = {"paper": WHITENING, "combined": Consensus(harm=0.1)}
 
 
 class Rounding(nn.Module):
