@@ -2,7 +2,7 @@
 
     python -m scripts.make_architectures
 
-Weights are random (no download), in float64, one random image, on the CPU; some minutes on
+Weights are random (no download), in float64, one random image, on the CPU; about three minutes on
 one core. It needs lrpguard[dev,timm]: timm for its families, zennit as an oracle. ``--only NAME``
 prints the row of one network and writes nothing.
 """
