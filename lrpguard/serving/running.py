@@ -37,8 +37,7 @@ class Runner:
     def __init__(self, config: ServiceConfig, metrics: Metrics) -> None:
         self._policy = config.policy
         self._deadline = config.deadline_seconds
-        self._metrics = metrics
-        self._guarding = Worker(config.limits.queue, "lrpguard-guard")
+        self._guarding = Worker(config.limits.queue, "lrpguard-guard", metrics.queue_depth.set)
         self._bare = Worker(config.limits.queue, "lrpguard-bare")
 
     async def guarded(
@@ -134,14 +133,12 @@ class Runner:
         try:
             future = await worker.enter(job, until=until, block=block)
             future.add_done_callback(_look)  # an abandoned run may fail unheard
-            self._metrics.queue_depth.set(self._guarding.depth)
             return await asyncio.wait_for(asyncio.shield(future), max(0, until - time.monotonic()))
         finally:
             job.abandoned.set()
             if job.begun is not None:
                 call.stages.add("queue", queued, job.begun)
                 call.stages.add(stage, job.begun, job.ended or time.perf_counter())
-            self._metrics.queue_depth.set(self._guarding.depth)
 
 
 def _look(future: asyncio.Future[T]) -> None:

@@ -68,9 +68,13 @@ class Worker:
     Args:
         waiting: Runs that may wait beside the one that runs.
         name: Name of the thread.
+        tell: Called with :attr:`depth` whenever that changes.
     """
 
-    def __init__(self, waiting: int, name: str) -> None:
+    def __init__(
+        self, waiting: int, name: str, tell: Callable[[int], None] = lambda depth: None
+    ) -> None:
+        self._tell = tell
         self._room = asyncio.Semaphore(waiting + 1)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
         self._per_image: float | None = None
@@ -125,6 +129,7 @@ class Worker:
     def _submit(self, job: Job[T]) -> asyncio.Future[T]:
         self._jobs += 1
         self._images += job.images
+        self._tell(self._jobs)
         future = asyncio.get_running_loop().run_in_executor(self._thread, job)
         future.add_done_callback(lambda _: self._leave(job))
         return future
@@ -132,6 +137,7 @@ class Worker:
     def _leave(self, job: Job[T]) -> None:
         self._jobs -= 1
         self._images -= job.images
+        self._tell(self._jobs)
         self._room.release()
         if job.begun is not None and job.ended is not None:
             took = (job.ended - job.begun) / job.images

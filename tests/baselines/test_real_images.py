@@ -19,6 +19,18 @@ from lrpguard.evaluation.paper.setup import Paths, load_experiment
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("LRPGUARD_DATA", ROOT.parent / "shared" / "data"))
 
+PATHS = {
+    "resnet20": Paths(
+        weights=DATA / "models" / "resnet20_cifar10.safetensors",
+        cifar=DATA / "cifar10" / "test_5000.npz",
+    ),
+    "squeezenet1_1": Paths(
+        weights=DATA / "models" / "squeezenet1_1_imagenet.safetensors",
+        images=DATA / "imagenet_samples",
+        calibration_images=DATA / "foolbox_imagenet",
+    ),
+}
+
 pytestmark = pytest.mark.skipif(
     not DATA.is_dir(), reason=f"no real data at {DATA} (set LRPGUARD_DATA)"
 )
@@ -26,7 +38,7 @@ pytestmark = pytest.mark.skipif(
 
 def loaded(name: str, *, fit: int, test: int) -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
     """Return a model, and images with labels to fit on and, disjoint from these, to test on."""
-    experiment = load_experiment(name, Paths(), test=test, conformal=fit, seed=0)
+    experiment = load_experiment(name, PATHS[name], test=test, conformal=fit, seed=0)
     splits = experiment.splits
     assert not set(splits.test.indices) & set(splits.conformal.indices)
     parts = []

@@ -92,6 +92,7 @@ def settings(files: Files, *assignments: str) -> list[str]:
         f"guard.calibration={files.calibration}",
         "server.port=0",
         "server.threads=1",
+        "limits.deadline_ms=300000",  # for a machine that is busy with other things
         *assignments,
     ]
 

@@ -47,7 +47,7 @@ class Controlled(DigitsNet):
         noisy = images.shape[0] > 1
         BEHAVIOUR.entered.set()
         if noisy:
-            BEHAVIOUR.gate.wait(30)
+            BEHAVIOUR.gate.wait(300)
         if BEHAVIOUR.error is not None:
             raise BEHAVIOUR.error
         if noisy and BEHAVIOUR.noisy_error is not None:
