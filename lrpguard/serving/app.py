@@ -43,9 +43,14 @@ def create_app(config: ServiceConfig, environment: Mapping[str, str]) -> "FastAP
         config: The settings.
         environment: Variables; ``LRPGUARD_KEY`` is read.
     """
+    return app_of(Service(config, environment))
+
+
+def app_of(service: Service) -> "FastAPI":
+    """Return the application of a service, which starts and closes with it."""
     from fastapi import FastAPI
 
-    service = Service(config, environment)
+    config = service.config
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, float]]:

@@ -55,11 +55,9 @@ class Runner:
             RefusedError: The policies give no answer.
         """
         opens = self._policy.on_failure == "fail_open"
-        job = Job(lambda: guard(images, maps=maps), len(images))
         until = self._until(call) - BARE_SHARE * self._deadline * opens
-        block = self._policy.on_overload == "block"
         try:
-            return judged(await self._run(self._guarding, job, call, until, block=block))
+            return await self._judge(guard, images, call, until, maps=maps)
         except FullError as full:
             if self._policy.on_overload != "bypass":
                 raise overloaded(full.retry_after) from full
@@ -75,6 +73,20 @@ class Runner:
             if not opens:
                 raise of_error(error) from error
             return await self.bypassed(guard, images, call, "guard_failure")
+
+    async def _judge(
+        self, guard: Guard, images: Tensor, call: Call, until: float, *, maps: bool
+    ) -> tuple[Outcome, ...]:
+        """Wait for the thread, and judge.
+
+        Raises:
+            FullError: There is no room.
+            TimeoutError: It was not done by then.
+            Exception: Whatever the guard raises.
+        """
+        job = Job(lambda: guard(images, maps=maps), len(images))
+        block = self._policy.on_overload == "block"
+        return judged(await self._run(self._guarding, job, call, until, block=block))
 
     async def bypassed(
         self, guard: Guard, images: Tensor, call: Call, reason: Unguarded

@@ -45,14 +45,21 @@ class Service:
         config: The settings.
         environment: Variables; ``LRPGUARD_KEY`` is read.
         cores: CPU cores of the machine, which the workers share.
+        make_runner: Makes what runs guard and bare model.
     """
 
     def __init__(
-        self, config: ServiceConfig, environment: Mapping[str, str], *, cores: int | None = None
+        self,
+        config: ServiceConfig,
+        environment: Mapping[str, str],
+        *,
+        cores: int | None = None,
+        make_runner: Callable[[ServiceConfig, Metrics], Runner] = Runner,
     ) -> None:
         self.config = config
         self.metrics = Metrics(config.model.name)
         self._environment = environment
+        self._make_runner = make_runner
         self._cores = cores or os.cpu_count() or 1
         self._opened: Opened | None = None
         self._not_ready = "loading"
@@ -67,14 +74,18 @@ class Service:
 
     async def start(self) -> None:
         """Begin to load; returns before that is done."""
-        self._runner = Runner(self.config, self.metrics)
+        self._runner = self._make_runner(self.config, self.metrics)
         self._threads = asyncio.Semaphore(4)  # decoding and hashing, which need memory
         self._loading = asyncio.create_task(self._load())
 
-    async def close(self) -> None:
-        """End what runs, in order: verdicts of the shadow, workers, trail."""
+    async def loaded(self) -> None:
+        """Return when the loading is over, whether it went well or not."""
         if self._loading is not None:
             await self._loading
+
+    async def close(self) -> None:
+        """End what runs, in order: verdicts of the shadow, workers, trail."""
+        await self.loaded()
         if self._background:
             await asyncio.wait(self._background)
         self.metrics.ready.set(0)
