@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -34,9 +35,13 @@ DPI = 100
 RELEVANCE_SIZE = (11.0, 3.9)
 """Width and height of :func:`relevance_figure` in inches."""
 
+PANEL_SIZE = (2.6, 2.25)
+"""Width and height of one panel of :func:`panel_figure` in inches, its colour bar included."""
+
 _ROW_HEIGHT = 2.05
 _DEMO_WIDTH = 11.0
 _CAPTION = 9
+_LINE = 22
 
 Array = npt.NDArray[Any]
 
@@ -64,6 +69,29 @@ class DemoPanels:
     clean_caption: str
     adversarial_caption: str
     restored_caption: str
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """One picture of :func:`panel_figure`.
+
+    Attributes:
+        values: Pixels [C, H, W] in [0, 1] of an image; values [H, W] of a map.
+        kind: ``"image"``, ``"signed"`` (diverging colours, symmetric about 0) or ``"unsigned"``
+            (sequential colours, from 0).
+        title: What stands above; long lines are broken.
+        caption: What stands below; long lines are broken.
+        unit: What the colour bar measures.
+        limit: End of a map's colour scale, > 0; None takes the map's own. Maps that shall be
+            compared by eye need one limit; see :func:`color_limit`.
+    """
+
+    values: Array
+    kind: Literal["image", "signed", "unsigned"] = "image"
+    title: str = ""
+    caption: str = ""
+    unit: str = ""
+    limit: float | None = None
 
 
 def require_matplotlib() -> None:
@@ -145,6 +173,48 @@ def demo_figure(rows: Sequence[DemoPanels], *, title: str) -> Figure:
     return figure
 
 
+def panel_figure(
+    rows: Sequence[Sequence[Panel | None]],
+    *,
+    title: str,
+    names: Sequence[str] = (),
+    colors: str = SIGNED_MAP,
+) -> Figure:
+    """Draw images and maps in a grid, each map with its colour bar.
+
+    Args:
+        rows: Panels of each row, equally many; None leaves a place empty.
+        title: What stands above all; its lines are not broken.
+        names: What stands left of each row; none, or one a row.
+        colors: Colour map of signed maps, e.g. ``"seismic"``.
+
+    Returns:
+        A figure of ``PANEL_SIZE`` a panel, which holds no global state.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+        ConfigurationError: The rows are empty or of different lengths, there are other names than
+            rows, the colour map is not known, or an array has another shape.
+    """
+    if not rows or not rows[0] or any(len(row) != len(rows[0]) for row in rows):
+        raise ConfigurationError(
+            f"the rows hold {[len(row) for row in rows]} panels; give rows of one length >= 1."
+        )
+    if names and len(names) != len(rows):
+        raise ConfigurationError(f"there are {len(names)} names for {len(rows)} rows; give each.")
+    width, height = PANEL_SIZE
+    figure = _figure((width * len(rows[0]), 0.3 * (title.count("\n") + 1) + height * len(rows)))
+    _check_colors(colors)
+    figure.suptitle(title, fontsize=12)
+    grid = figure.subplots(len(rows), len(rows[0]), squeeze=False)
+    for axes_row, row in zip(grid, rows, strict=True):
+        for axes, panel in zip(axes_row, row, strict=True):
+            _show_panel(figure, axes, panel, colors)
+    for axes_row, name in zip(grid, names, strict=False):
+        axes_row[0].set_ylabel(name, fontsize=11)
+    return figure
+
+
 def show_image(axes: Axes, image: Array) -> AxesImage:
     """Show pixels [C, H, W] in [0, 1], black to white or in colour.
 
@@ -162,26 +232,45 @@ def show_image(axes: Axes, image: Array) -> AxesImage:
     return axes.imshow(image.transpose(1, 2, 0), vmin=0, vmax=1)
 
 
-def show_signed(axes: Axes, values: Array, *, colors: str = SIGNED_MAP) -> AxesImage:
-    """Show a signed map [H, W] in diverging colours, symmetric about 0."""
-    limit = _limit(np.abs(_map(values)))
+def show_signed(
+    axes: Axes, values: Array, *, colors: str = SIGNED_MAP, limit: float | None = None
+) -> AxesImage:
+    """Show a signed map [H, W] in diverging colours, symmetric about 0, up to a limit."""
+    limit = limit or color_limit(values)
     axes.set(xticks=[], yticks=[])
     return axes.imshow(values, cmap=colors, vmin=-limit, vmax=limit)
 
 
-def show_unsigned(axes: Axes, values: Array, *, colors: str = UNSIGNED_MAP) -> AxesImage:
-    """Show a map [H, W] of values >= 0 in sequential colours, from 0."""
+def show_unsigned(
+    axes: Axes, values: Array, *, colors: str = UNSIGNED_MAP, limit: float | None = None
+) -> AxesImage:
+    """Show a map [H, W] of values >= 0 in sequential colours, from 0 to a limit."""
+    limit = limit or color_limit(values)
     axes.set(xticks=[], yticks=[])
-    return axes.imshow(values, cmap=colors, vmin=0, vmax=_limit(_map(values)))
+    return axes.imshow(values, cmap=colors, vmin=0, vmax=limit)
 
 
-def save_png(figure: Figure, path: str | Path) -> None:
+def color_limit(*maps: Array) -> float:
+    """Return the end of a colour scale for maps [H, W]: few pixels of any lie beyond.
+
+    Raises:
+        ConfigurationError: An array has another shape.
+    """
+    return max(_limit(np.abs(_map(values))) for values in maps)
+
+
+def save_png(figure: Figure, path: str | Path, *, dpi: int = DPI) -> None:
     """Write a figure as a PNG of its own size.
+
+    Args:
+        figure: The figure.
+        path: Where to.
+        dpi: Pixels an inch.
 
     Raises:
         OSError: The file cannot be written.
     """
-    figure.savefig(path, format="png", dpi=DPI)
+    figure.savefig(path, format="png", dpi=dpi)
 
 
 def _figure(size: tuple[float, float]) -> Figure:
@@ -194,7 +283,40 @@ def _figure(size: tuple[float, float]) -> Figure:
     return figure
 
 
-def _with_bar(figure: Figure, axes: Axes, shown: AxesImage, values: Array) -> None:
+def _check_colors(name: str) -> None:
+    from matplotlib import colormaps
+
+    if name not in colormaps:
+        raise ConfigurationError(
+            f"matplotlib knows no colour map {name!r}. Diverging ones are e.g. {SIGNED_MAP!r}, "
+            "'seismic', 'PuOr' and 'vanimo'."
+        )
+
+
+def _show_panel(figure: Figure, axes: Axes, panel: Panel | None, colors: str) -> None:
+    """Draw one panel of a grid with its titles; keep the place free for None."""
+    if panel is None:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        return
+    axes.set_title(_wrapped(panel.title), fontsize=10)
+    axes.set_xlabel(_wrapped(panel.caption), fontsize=_CAPTION)
+    if panel.kind == "image":
+        show_image(axes, panel.values)
+        return
+    if panel.kind == "signed":
+        shown = show_signed(axes, panel.values, colors=colors, limit=panel.limit)
+    else:
+        shown = show_unsigned(axes, panel.values, limit=panel.limit)
+    _with_bar(figure, axes, shown, panel.values, panel.unit)
+
+
+def _wrapped(text: str) -> str:
+    """Break what is longer than a panel is wide."""
+    return "\n".join(textwrap.fill(line, _LINE) for line in text.splitlines())
+
+
+def _with_bar(figure: Figure, axes: Axes, shown: AxesImage, values: Array, unit: str = "") -> None:
     """Put a colour bar beside a map, pointed at the ends beyond which values were clipped."""
     low, high = shown.get_clim()
     below, above = bool(np.min(values) < low), bool(np.max(values) > high)
@@ -204,6 +326,7 @@ def _with_bar(figure: Figure, axes: Axes, shown: AxesImage, values: Array) -> No
     bar.ax.locator_params(nbins=4)
     bar.ax.ticklabel_format(scilimits=(-2, 3))
     bar.ax.yaxis.get_offset_text().set_fontsize(8)
+    bar.set_label(unit, fontsize=8)
 
 
 def _map(values: Array) -> Array:
@@ -216,6 +339,6 @@ def _map(values: Array) -> Array:
 
 
 def _limit(magnitudes: Array) -> float:
-    """Return the end of the colour scale: at most ``CLIPPED_SHARE`` of the pixels lie beyond."""
+    """Return the end of one map's scale: at most ``CLIPPED_SHARE`` of the pixels lie beyond."""
     limit = float(np.quantile(magnitudes, 1 - CLIPPED_SHARE, method="higher"))
     return limit or float(magnitudes.max()) or 1.0

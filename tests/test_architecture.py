@@ -25,6 +25,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 ORDER = (
     {"errors", "version", "rowlog", "secret"},
+    {"figures"},
     {"inputs"},
     {"lrp", "loading"},
     {"noise", "moments", "views", "pixels", "evidence", "attribution", "smoothing"},
@@ -45,7 +46,7 @@ ORDER = (
     {"guard"},
     {"lrpguard"},  # the public face, lrpguard/__init__.py
     {"baselines", "attacks"},
-    {"evaluation", "figures"},
+    {"evaluation"},
     {"serving", "report"},
     {"demo"},
     {"cli"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +16,15 @@ from PIL import Image
 from lrpguard.errors import ConfigurationError, MissingDependencyError
 from lrpguard.figures import (
     DPI,
+    PANEL_SIZE,
     RELEVANCE_SIZE,
     SIGNED_MAP,
     UNSIGNED_MAP,
     DemoPanels,
+    Panel,
+    color_limit,
     demo_figure,
+    panel_figure,
     relevance_figure,
     require_matplotlib,
     save_png,
@@ -127,8 +132,8 @@ def test_the_demo_picture_shows_each_image_above_its_caption() -> None:
             assert grid[start + place].get_xlabel() == caption
 
 
-def test_nothing_of_the_demo_picture_overlaps_or_is_cut_off() -> None:
-    figure = demo_figure([panels(), panels()], title="A title of usual length")
+def check_layout(figure: Figure) -> None:
+    """Nothing overlaps or is cut off."""
     figure.draw_without_rendering()
     boxes = [axes.get_tightbbox() for axes in figure.axes]
     found = [box for box in boxes if box is not None]
@@ -142,6 +147,65 @@ def test_nothing_of_the_demo_picture_overlaps_or_is_cut_off() -> None:
             wide = min(box.x1, other.x1) - max(box.x0, other.x0)
             high = min(box.y1, other.y1) - max(box.y0, other.y0)
             assert min(wide, high) <= 1.0  # of a pixel
+
+
+def test_nothing_of_the_demo_picture_overlaps_or_is_cut_off() -> None:
+    check_layout(demo_figure([panels(), panels()], title="A title of usual length"))
+
+
+def grid() -> list[list[Panel | None]]:
+    signed, spread = GENERATOR.normal(size=(8, 8)), GENERATOR.random((8, 8))
+    title = "a name of a class which is much longer than its panel\nlogit 12.3"
+    return [
+        [
+            Panel(GENERATOR.random((3, 8, 8)), title=title, caption=title),
+            Panel(signed, "signed", title=title, caption=title, unit="logit"),
+            Panel(spread, "unsigned", limit=7.0),
+        ],
+        [None, Panel(signed / 9, "signed", unit="logit"), Panel(spread, "unsigned", limit=7.0)],
+    ]
+
+
+def test_nothing_of_a_grid_overlaps_or_is_cut_off() -> None:
+    check_layout(panel_figure(grid(), title="A title\nof two lines", names=("above", "below")))
+
+
+def test_a_grid_has_the_scales_and_words_of_its_panels() -> None:
+    figure = panel_figure(grid(), title="t", names=("above", "below"), colors="seismic")
+    width, height = PANEL_SIZE
+    assert figure.get_size_inches() == pytest.approx([3 * width, 2 * height + 0.3])
+    axes = [a for a in figure.axes if a.get_label() != "<colorbar>"]
+    assert [a.get_ylabel() for a in axes] == ["above", "", "", "below", "", ""]
+    assert list(axes[3].images) == []
+    low, high = axes[1].images[0].get_clim()
+    assert low == -high
+    assert axes[1].images[0].get_cmap().name == "seismic"
+    assert axes[2].images[0].get_clim() == axes[5].images[0].get_clim() == (0.0, 7.0)
+    assert axes[1].images[0].colorbar is not None
+    assert axes[1].images[0].colorbar.ax.get_ylabel() == "logit"
+    assert axes[0].get_title().endswith("\nlogit 12.3")
+    assert max(map(len, axes[0].get_title().splitlines())) < 30
+
+
+def test_one_limit_holds_for_several_maps() -> None:
+    assert color_limit(np.full((2, 2), -3.0), np.ones((2, 2))) == 3.0
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ([], {}, "the rows hold"),
+        ([[None, None], [None]], {}, r"\[2, 1\] panels"),
+        ([[None]], {"names": ("a", "b")}, "2 names for 1 rows"),
+        ([[None]], {"colors": "nice"}, "no colour map 'nice'"),
+        ([[Panel(np.zeros((1, 2, 2)), "signed")]], {}, "a figure takes one of shape"),
+    ],
+)
+def test_a_grid_that_cannot_be_drawn_is_refused(
+    rows: list[list[Panel | None]], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        panel_figure(rows, title="t", **options)
 
 
 def test_a_picture_without_rows_is_refused() -> None:

@@ -147,11 +147,36 @@ def load_model_and_data(name: str) -> tuple[nn.Module, Labelled]:
         ConfigurationError: The model is not known.
         LoadingError: Weights or images cannot be loaded, or the data folder is not named.
     """
-    loaded = _load(name, Paths(), "cpu")
+    loaded, data = load_labelled(name)
+    return loaded.model, data
+
+
+def load_labelled(
+    name: str,
+    *,
+    weights: Path | None = None,
+    data: Path | None = None,
+    labels: Path | None = None,
+    device: str = "cpu",
+) -> tuple[LoadedModel, Labelled]:
+    """Load a model with the names of its classes, and images with their true ones.
+
+    Args:
+        name: One of ``MODELS``.
+        weights: Weights file; None takes the data folder's, or torchvision's where it has none.
+        data: Images: a folder, a file or an ``.npz``; None takes the data folder's.
+        labels: File of ``name,label`` lines, where the images' names do not tell their class.
+        device: Device of the model.
+
+    Raises:
+        ConfigurationError: The model is not known.
+        LoadingError: Weights or images cannot be loaded, or a default is not there.
+    """
+    loaded = _load(name, Paths(weights=weights), device)
     cifar = MODELS[name].cifar
-    place, option = (_CIFAR, "--cifar") if cifar else (_IMAGES, "--images")
-    source = load_data(_default(place, option), preprocessing=loaded.preprocessing)
-    return loaded.model, labelled(source, classes=_CLASSES[cifar])
+    where = data or _default(_CIFAR if cifar else _IMAGES, "--data")
+    source = load_data(where, preprocessing=loaded.preprocessing)
+    return loaded, labelled(source, classes=_CLASSES[cifar], labels_file=labels)
 
 
 def _load(name: str, paths: Paths, device: str) -> LoadedModel:
