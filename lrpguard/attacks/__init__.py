@@ -1,5 +1,12 @@
 """Attacks to measure a guard with."""
 
+from lrpguard.attacks.adaptive import (
+    Effort,
+    false_alarm,
+    feature_matching,
+    guard_aware_pgd,
+    mislead_restoration,
+)
 from lrpguard.attacks.deepfool import deepfool
 from lrpguard.attacks.minimum_norm import carlini_wagner, elastic_net
 from lrpguard.attacks.patch import patch
@@ -10,10 +17,15 @@ from lrpguard.attacks.torchattacks_adapter import torchattacks_attack
 __all__ = [
     "SUITE",
     "Attack",
+    "Effort",
     "carlini_wagner",
     "choose",
     "deepfool",
     "elastic_net",
+    "false_alarm",
+    "feature_matching",
+    "guard_aware_pgd",
+    "mislead_restoration",
     "patch",
     "pgd",
     "quantize",

@@ -1,0 +1,15 @@
+"""Attacks on the guard itself, by those who know of it."""
+
+from lrpguard.attacks.adaptive.aware import false_alarm, guard_aware_pgd, mislead_restoration
+from lrpguard.attacks.adaptive.descent import Effort, Manner, Trace
+from lrpguard.attacks.adaptive.matching import feature_matching
+
+__all__ = [
+    "Effort",
+    "Manner",
+    "Trace",
+    "false_alarm",
+    "feature_matching",
+    "guard_aware_pgd",
+    "mislead_restoration",
+]
