@@ -17,6 +17,7 @@ import typer
 from lrpguard.cli.commands import app
 from lrpguard.cli.console import Console, command
 from lrpguard.cli.options import (
+    CacheOption,
     CopiesOption,
     DataOption,
     DeviceOption,
@@ -105,15 +106,7 @@ def evaluate(
         str | None,
         typer.Option("--baselines", metavar="A,B", help="Detectors to stand beside the guard."),
     ] = None,
-    cache: Annotated[
-        Path | None,
-        typer.Option(
-            "--cache",
-            metavar="DIR",
-            file_okay=False,
-            help="Folder of attacked images.  [default: $LRPGUARD_CACHE or ~/.cache/lrpguard]",
-        ),
-    ] = None,
+    cache: CacheOption = None,
     name: Annotated[
         str | None, typer.Option("--name", metavar="NAME", help="What tables call the model.")
     ] = None,

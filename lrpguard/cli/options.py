@@ -246,6 +246,15 @@ KeyFileOption = Annotated[
         f"hexadecimal in {KEY_VARIABLE}.",
     ),
 ]
+CacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        metavar="DIR",
+        file_okay=False,
+        help="Folder of attacked images.  [default: $LRPGUARD_CACHE or ~/.cache/lrpguard]",
+    ),
+]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON, everything else to stderr.")
 ]

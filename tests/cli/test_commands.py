@@ -16,7 +16,17 @@ from lrpguard import __version__
 from lrpguard.cli.commands import app
 from lrpguard.smoothing import PAPER_N, PAPER_SIGMA
 
-COMMANDS = ("demo", "calibrate", "check", "explain", "doctor", "evaluate", "serve", "selftest")
+COMMANDS = (
+    "demo",
+    "calibrate",
+    "check",
+    "explain",
+    "doctor",
+    "evaluate",
+    "report",
+    "serve",
+    "selftest",
+)
 MODEL = "lrpguard.demo.digits:load_digits_model"
 
 Run = Callable[..., Any]
