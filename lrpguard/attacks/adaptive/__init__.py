@@ -2,7 +2,9 @@
 
 from lrpguard.attacks.adaptive.aware import false_alarm, guard_aware_pgd, mislead_restoration
 from lrpguard.attacks.adaptive.descent import Effort, Manner, Trace
+from lrpguard.attacks.adaptive.explanation import mislead_explanation
 from lrpguard.attacks.adaptive.matching import feature_matching
+from lrpguard.attacks.adaptive.queries import hop_skip_jump, square_on_guard
 
 __all__ = [
     "Effort",
@@ -11,5 +13,8 @@ __all__ = [
     "false_alarm",
     "feature_matching",
     "guard_aware_pgd",
+    "hop_skip_jump",
+    "mislead_explanation",
     "mislead_restoration",
+    "square_on_guard",
 ]
