@@ -2,12 +2,14 @@
 
 from lrpguard.attribution import attribute
 from lrpguard.calibration import Calibration
+from lrpguard.classifier import GuardedClassifier
 from lrpguard.consensus import Consensus
 from lrpguard.evidence import Evidence
-from lrpguard.guard import Guard, GuardedClassifier
+from lrpguard.guard import Guard
 from lrpguard.inputs import NormalizedModel, normalized
 from lrpguard.restoration import Restoration, Whitening
 from lrpguard.smoothing import Smoothing, explain
+from lrpguard.stopping import Looks
 from lrpguard.tuning import Choice, choose_smoothing
 from lrpguard.verdict import Verdict
 from lrpguard.version import __version__
@@ -19,6 +21,7 @@ __all__ = [
     "Evidence",
     "Guard",
     "GuardedClassifier",
+    "Looks",
     "NormalizedModel",
     "Restoration",
     "Smoothing",

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,13 @@ from safetensors.torch import save_file
 from scipy.stats import beta
 from torch import Tensor
 
+from lrpguard.conformal import check_size as check_size
+from lrpguard.conformal import conformal_p_values as conformal_p_values
+from lrpguard.conformal import flagged_rank as flagged_rank
 from lrpguard.detector import Detector, load_detector
 from lrpguard.errors import (
     CalibrationFileError,
     CalibrationMismatchError,
-    CalibrationSizeError,
     ConfigurationError,
     InputShapeError,
     NonFiniteScoreError,
@@ -33,11 +35,17 @@ from lrpguard.errors import (
 )
 from lrpguard.lrp.composites import Composite
 from lrpguard.smoothing import Smoothing
+from lrpguard.staged import Staged
+from lrpguard.stopping import CalibratedLooks
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the calibration file's form."""
 
+READABLE = (2, SCHEMA)
+"""Versions that are read; those before 3 know no looks."""
+
 _RECORD = "lrpguard"
+_NO_LOOKS = "It was made without looks; calibrate with looks=Looks.of(n)."
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +66,10 @@ class Calibration:
         data_digest: Digest of all images used.
         created: ISO date and time, UTC.
         version: lrpguard's version.
+        staged: What the same images look like after fewer copies, where that was asked for.
 
     Raises:
-        ConfigurationError: ``alpha`` lies outside (0, 1).
+        ConfigurationError: ``alpha`` lies outside (0, 1), or the last look is not at all copies.
         NonFiniteScoreError: An anomaly score is NaN or infinite.
         CalibrationSizeError: n is too small for alpha: no p-value could reach it.
     """
@@ -77,6 +86,7 @@ class Calibration:
     data_digest: str
     created: str
     version: str
+    staged: Staged | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "alpha", round(float(self.alpha), 12))  # 1 - 0.9 is meant as 0.1
@@ -84,6 +94,65 @@ class Calibration:
         if self.proposals is not None:
             object.__setattr__(self, "proposals", _ascending(self.proposals))
         check_size(self.n, self.alpha)
+        if self.copies[-1] != self.smoothing.n:
+            raise ConfigurationError(
+                f"the last look is at {self.copies[-1]} copies, of {self.smoothing.n}; it must be "
+                "at all of them."
+            )
+
+    @property
+    def copies(self) -> tuple[int, ...]:
+        """Numbers of copies at which a request can be judged, ascending; all of them last."""
+        return (self.smoothing.n,) if self.staged is None else self.staged.looks.copies
+
+    @cached_property
+    def rule(self) -> CalibratedLooks:
+        """The rule of early stopping, which keeps ``alpha`` over all looks together.
+
+        Raises:
+            ConfigurationError: There are no looks.
+        """
+        if self.staged is None:
+            raise ConfigurationError(_NO_LOOKS)
+        return self.staged.looks.calibrate(self.staged.anomalies, self.alpha)
+
+    def at(self, copies: int) -> Calibration:
+        """Return the calibration for requests of which so many copies are made.
+
+        Its false-positive rate is ``alpha`` by itself: the number must not depend on the image.
+
+        Args:
+            copies: One of :attr:`copies`.
+
+        Raises:
+            ConfigurationError: It is none of them.
+        """
+        if copies not in self.copies:
+            known = f"it knows {list(self.copies)}"
+            raise ConfigurationError(
+                f"the calibration knows nothing of {copies} copies; {known}. "
+                + (_NO_LOOKS if self.staged is None else "Take one of these.")
+            )
+        return self._at[self.copies.index(copies)]
+
+    @cached_property
+    def _at(self) -> tuple[Calibration, ...]:
+        """The calibration of each look."""
+        staged = self.staged
+        if staged is None:
+            return (self,)
+        fewer = tuple(
+            replace(
+                self,
+                detector=staged.detectors[look],
+                anomalies=staged.anomalies[:, look],
+                proposals=None if staged.proposals is None else staged.proposals[:, look],
+                smoothing=replace(self.smoothing, n=copies),
+                staged=None,
+            )
+            for look, copies in enumerate(self.copies[:-1])
+        )
+        return (*fewer, self)
 
     @property
     def n(self) -> int:
@@ -184,6 +253,8 @@ class Calibration:
         }
         if self.proposals is not None:
             tensors["proposals"] = self.proposals
+        if self.staged is not None:
+            tensors |= self.staged.tensors()
         record = self._record()
         record["digest"] = _digest(tensors, record)
         path = Path(path)
@@ -199,15 +270,15 @@ class Calibration:
         """Read a calibration file.
 
         Raises:
-            CalibrationFileError: Missing, truncated, altered, not a calibration, or of a newer
-                schema than this lrpguard knows.
+            CalibrationFileError: Missing, truncated, altered, not a calibration, or of a
+                schema that this lrpguard does not know.
         """
         tensors, record = _read(Path(path))
         schema = record.get("schema")
-        if schema != SCHEMA:
+        if schema not in READABLE:
             raise CalibrationFileError(
                 f"{path} has schema {schema}, written by lrpguard {record.get('version')}; this "
-                f"one reads schema {SCHEMA}. Update lrpguard, or calibrate again."
+                f"one reads schemas {READABLE[0]} to {SCHEMA}. Update lrpguard, or calibrate again."
             )
         if record.pop("digest", None) != _digest(tensors, record):
             raise CalibrationFileError(
@@ -245,25 +316,8 @@ class Calibration:
             "fingerprint": self.fingerprint,
             "precision": self.precision,
             "data_digest": self.data_digest,
+            "looks": None if self.staged is None else self.staged.looks.to_dict(),
         }
-
-
-def check_size(n: int, alpha: float) -> None:
-    """Refuse an n at which no p-value could be as small as alpha.
-
-    Raises:
-        ConfigurationError: ``alpha`` lies outside (0, 1).
-        CalibrationSizeError: ``alpha < 1 / (n + 1)``.
-    """
-    if not 0 < alpha < 1:
-        raise ConfigurationError(f"alpha is {alpha}; it must lie between 0 and 1, e.g. 0.05.")
-    needed = math.ceil(1 / alpha - 1e-9) - 1
-    if n < needed:
-        raise CalibrationSizeError(
-            f"{n} calibration images for alpha = {alpha:g}; the smallest p-value would be "
-            f"{1 / (n + 1):.3g}, so nothing could ever be flagged. Give at least {needed}, "
-            f"better {20 * needed}, or a larger alpha."
-        )
 
 
 def _ascending(scores: Tensor) -> Tensor:
@@ -279,23 +333,6 @@ def _ascending(scores: Tensor) -> Tensor:
             "outputs overflow cannot be calibrated."
         )
     return scores.double().sort().values
-
-
-def conformal_p_values(calibration: Tensor, anomalies: Tensor) -> Tensor:
-    """Return conformal p-values ``(1 + #{calibration >= s}) / (n + 1)``, float64 [B].
-
-    Args:
-        calibration: Anomaly scores of clean calibration images, ascending, float64 [n].
-        anomalies: Anomaly scores of the requests [B].
-    """
-    n = len(calibration)
-    below = torch.searchsorted(calibration, anomalies.to(calibration).contiguous())
-    return (1 + n - below).double() / (n + 1)
-
-
-def flagged_rank(n: int, alpha: float) -> int:
-    """Return k = floor(alpha (n + 1)): the k largest calibration scores are flagged."""
-    return math.floor(alpha * (n + 1) + 1e-9)
 
 
 def _digest(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> str:
@@ -338,6 +375,7 @@ def _from_record(tensors: dict[str, Tensor], record: Mapping[str, Any]) -> Calib
     }
     channels, height, width = record["preprocessing"]["shape"]
     detector = load_detector(record["detector"], tuple(record["scores"]), state)
+    looks = record.get("looks")
     return Calibration(
         detector=detector,
         anomalies=tensors["anomalies"],
@@ -351,4 +389,5 @@ def _from_record(tensors: dict[str, Tensor], record: Mapping[str, Any]) -> Calib
         data_digest=record["data_digest"],
         created=record["created"],
         version=record["version"],
+        staged=None if looks is None else Staged.load(looks, tensors, detector),
     )

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lrpguard.calibration import Calibration, check_size
+from lrpguard.calibration import Calibration
+from lrpguard.conformal import check_size
 from lrpguard.consensus import propose
 from lrpguard.detector import CombinedDetector, Detector, fit_detector, needs_fit
-from lrpguard.errors import CalibrationSizeError, InputShapeError, NonFiniteScoreError
+from lrpguard.errors import (
+    CalibrationSizeError,
+    ConfigurationError,
+    InputShapeError,
+    NonFiniteScoreError,
+)
 from lrpguard.evidence import Evidence
 from lrpguard.inputs import check_images
 from lrpguard.noise import image_digest
@@ -23,6 +31,8 @@ from lrpguard.readings import Readings, read
 from lrpguard.scorelog import ScoreLog
 from lrpguard.scores import SCORES
 from lrpguard.smoothing import Smoothing
+from lrpguard.staged import Staged
+from lrpguard.stopping import Looks
 from lrpguard.version import __version__
 from lrpguard.views import STRONG_VIEWS, VIEWS
 
@@ -41,6 +51,10 @@ class Plan:
         key: Noise key.
         fingerprint: Fingerprint of the model.
         precision: Arithmetic of the model.
+        looks: Fewer copies to calibrate for, too; None for all copies alone.
+
+    Raises:
+        ConfigurationError: The last look is not at all copies.
     """
 
     alpha: float
@@ -49,12 +63,25 @@ class Plan:
     key: bytes
     fingerprint: str
     precision: str
+    looks: Looks | None = None
+
+    def __post_init__(self) -> None:
+        if self.copies[-1] != self.smoothing.n:
+            raise ConfigurationError(
+                f"the last look is at {self.copies[-1]} copies, and smoothing makes "
+                f"{self.smoothing.n}; take Looks.of({self.smoothing.n}), or that many copies."
+            )
+
+    @property
+    def copies(self) -> tuple[int, ...]:
+        """Numbers of copies to calibrate for, ascending; all of them last."""
+        return (self.smoothing.n,) if self.looks is None else self.looks.copies
 
 
 def calibrate(
     batches: Iterable[Tensor | tuple[Tensor, ...] | list[Tensor]],
     *,
-    evidence: Callable[[Tensor], Evidence],
+    evidence: Callable[[Tensor], Sequence[Evidence]],
     plan: Plan,
     checkpoint: Path | None,
     progress: bool,
@@ -66,7 +93,7 @@ def calibrate(
 
     Args:
         batches: Batches of clean images, or of tuples that begin with them.
-        evidence: From a batch of images to its evidence.
+        evidence: From a batch of images to its evidence at each look, the last of all copies.
         plan: What to calibrate for.
         checkpoint: Where to keep the scores, None for memory only.
         progress: Whether to show a progress bar.
@@ -93,14 +120,18 @@ def calibrate(
     return _from_scores(scores, shape, plan)
 
 
-def _score_new(images: Tensor, log: ScoreLog, evidence: Callable[[Tensor], Evidence]) -> None:
-    """Score the images that the log does not hold yet."""
+def _score_new(
+    images: Tensor, log: ScoreLog, evidence: Callable[[Tensor], Sequence[Evidence]]
+) -> None:
+    """Score the images that the log does not hold yet; all copies first, then fewer."""
     digests = _digests(images)
     fresh = {d: i for i, d in enumerate(digests) if d not in log.scores}
     if not fresh:
         return
-    readings = read(evidence(images[list(fresh.values())]), tuple(SCORES))
-    log.add(dict(zip(fresh, readings.to_rows(), strict=True)))
+    at_looks = evidence(images[list(fresh.values())])
+    rows = [read(shown, tuple(SCORES)).to_rows() for shown in reversed(at_looks)]
+    whole = [list(chain(*parts)) for parts in zip(*rows, strict=True)]
+    log.add(dict(zip(fresh, whole, strict=True)))
 
 
 def _from_scores(
@@ -114,16 +145,14 @@ def _from_scores(
             f"{broken} of {len(rows)} clean images have NaN or infinite scores; the "
             "model overflows on them or on their noisy copies. Run it in float32, or lower sigma."
         )
-    readings = Readings.from_rows(tuple(SCORES), rows)
     fit_n = round(FIT_SHARE * len(rows)) if needs_fit(plan.detector) else 0
     check_size(len(rows) - fit_n, plan.alpha)
-    detector = fit_detector(plan.detector, readings.select(slice(fit_n)))
-    rest = readings.select(slice(fit_n, None))
-    anomalies = detector.anomaly(rest)
+    fitted = [_fit(plan.detector, readings, fit_n) for readings in _at_looks(rows, plan)]
+    last = fitted[-1]
     return Calibration(
-        detector=detector,
-        anomalies=anomalies,
-        proposals=_proposals(detector, rest, anomalies),
+        detector=last.detector,
+        anomalies=last.anomalies,
+        proposals=last.proposals,
         alpha=plan.alpha,
         smoothing=plan.smoothing,
         image_shape=shape,
@@ -133,6 +162,41 @@ def _from_scores(
         data_digest=hashlib.sha256("".join(sorted(scores)).encode()).hexdigest(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         version=__version__,
+        staged=None if plan.looks is None else _staged(plan.looks, fitted),
+    )
+
+
+def _at_looks(rows: list[list[float]], plan: Plan) -> list[Readings]:
+    """Return the readings at each look, fewest copies first, of rows that begin with all."""
+    width = len(rows[0]) // len(plan.copies)
+    starts = reversed(range(0, len(rows[0]), width))
+    parts = [[row[start : start + width] for row in rows] for start in starts]
+    return [Readings.from_rows(tuple(SCORES), part) for part in parts]
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """A detector, fitted at one look, and what it says of the images that calibrate."""
+
+    detector: Detector
+    anomalies: Tensor
+    proposals: Tensor | None
+
+
+def _fit(name: str, readings: Readings, fit_n: int) -> _Fitted:
+    detector = fit_detector(name, readings.select(slice(fit_n)))
+    rest = readings.select(slice(fit_n, None))
+    anomalies = detector.anomaly(rest)
+    return _Fitted(detector, anomalies, _proposals(detector, rest, anomalies))
+
+
+def _staged(looks: Looks, fitted: Sequence[_Fitted]) -> Staged:
+    proposals = [at.proposals for at in fitted if at.proposals is not None]
+    return Staged(
+        looks=looks,
+        detectors=tuple(at.detector for at in fitted),
+        anomalies=torch.stack([at.anomalies for at in fitted], 1),
+        proposals=torch.stack(proposals, 1) if proposals else None,
     )
 
 
@@ -156,7 +220,7 @@ def _header(plan: Plan) -> dict[str, object]:
         "key": hashlib.sha256(b"lrpguard checkpoint" + plan.key).hexdigest()[:16],
         "scores": list(SCORES),
         "views": [*VIEWS, *STRONG_VIEWS],
-    }
+    } | ({} if plan.looks is None else {"looks": list(plan.copies)})
 
 
 def split_key(digest: str) -> bytes:

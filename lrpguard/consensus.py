@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lrpguard.consistency import Candidates, ConsistencyModel
+from lrpguard.detector import needs_fit
 from lrpguard.errors import ConfigurationError
 from lrpguard.evidence import Evidence
 from lrpguard.restoration import UNKNOWN, Restoration
@@ -45,6 +46,24 @@ class Consensus:
     def __post_init__(self) -> None:
         if not 0 < self.harm < 1:
             raise ConfigurationError(f"harm is {self.harm}; it must lie in (0, 1), e.g. 0.01.")
+
+
+def check_proposes(how: object, detector: str) -> None:
+    """Refuse consensus with a detector that proposes no other label.
+
+    Args:
+        how: The way of restoration.
+        detector: Name of the detector.
+
+    Raises:
+        ConfigurationError: There is no such detector, or it proposes none.
+    """
+    if isinstance(how, Consensus) and not needs_fit(detector):
+        raise ConfigurationError(
+            f"restoration is {how}, and the calibration is one of the {detector!r} detector, "
+            "which proposes no other label. Calibrate with detector='combined', or restore by "
+            "Whitening()."
+        )
 
 
 @dataclass(frozen=True)

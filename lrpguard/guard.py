@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -12,31 +12,34 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from lrpguard.attribution.methods import Lrp
 from lrpguard.calibration import Calibration
 from lrpguard.calibrator import Plan, calibrate
-from lrpguard.consensus import Consensus, propose, restored
-from lrpguard.detector import CombinedDetector, needs_fit
+from lrpguard.classifier import GuardedClassifier
+from lrpguard.consensus import Consensus, check_proposes, propose, restored
+from lrpguard.copies import CopyRun
+from lrpguard.detector import CombinedDetector
 from lrpguard.errors import (
     CalibrationMismatchError,
     ConfigurationError,
     ModelOutputError,
-    NonFiniteScoreError,
     NotCalibratedError,
 )
 from lrpguard.evidence import Evidence
 from lrpguard.fingerprint import model_fingerprint, model_precision
 from lrpguard.inputs import check_eval, check_images, check_model
+from lrpguard.judging import Judged, judge, rows_of, stop_early
+from lrpguard.lrp.weights import WeightCache
 from lrpguard.noise import key_bytes
-from lrpguard.readings import Readings, read
 from lrpguard.restoration import Restoration, Whitening, whiten
 from lrpguard.smoothing import (
     Smoothing,
     check_budget,
     chunk_size,
     clean_logits,
-    smooth,
     to_model,
 )
+from lrpguard.stopping import Looks
 from lrpguard.verdict import Verdict, judged, unguarded, with_empty_maps, with_restoration
 
 Policy = Literal["fail_closed", "fail_open"]
@@ -67,6 +70,9 @@ class Guard(nn.Module):
             None takes the public seed.
         memory_budget: Bytes of activations one chunk of copies may hold; None takes the
             device's default.
+        stopping: Whether a request may be decided before all its copies are made, at the looks
+            that the calibration knows (:mod:`lrpguard.stopping`). The time an answer takes then
+            tells how clear the case was, so it is off by default.
 
     Raises:
         ModelError: The model cannot be wrapped.
@@ -93,6 +99,7 @@ class Guard(nn.Module):
         on_failure: Policy = "fail_closed",
         key: bytes | None = None,
         memory_budget: int | None = None,
+        stopping: bool = False,
     ) -> None:
         super().__init__()
         if on_failure not in ("fail_closed", "fail_open"):
@@ -116,11 +123,14 @@ class Guard(nn.Module):
                     f"{calibration.smoothing}. Leave it out, or calibrate again."
                 )
             smoothing = calibration.smoothing
-            _check_restoration(restoration, calibration.detector.name)
+            check_proposes(restoration, calibration.detector.name)
+            if stopping:
+                _ = calibration.rule  # refuses a calibration without looks
         self.calibration = calibration
         self.smoothing = smoothing or Smoothing()
         self.restoration = restoration
         self.on_failure: Policy = on_failure
+        self.stopping = stopping
         self._key = key_bytes(self.smoothing.seed, key)
         check_budget(memory_budget)
         self._memory_budget = memory_budget
@@ -130,18 +140,22 @@ class Guard(nn.Module):
         """Leave the wrapped model's mode alone, whatever is asked: a guard only infers."""
         return self
 
-    def forward(self, images: Tensor, *, maps: bool = False) -> Verdict:
+    def forward(self, images: Tensor, *, maps: bool = False, copies: int | None = None) -> Verdict:
         """Judge a batch of requests.
 
         Args:
             images: Floating-point pixels in [0, 1], [B, C, H, W].
             maps: Whether the verdict shall hold relevance and variance maps.
+            copies: How many copies to make of each request, one of ``calibration.copies``, with
+                no early stopping. It must not depend on the images. None makes all, or as many
+                as early stopping needs.
 
         Returns:
             The verdict, on the model's device.
 
         Raises:
             NotCalibratedError: There is no calibration.
+            ConfigurationError: The calibration knows nothing of so many copies.
             InputError: The images break the contract.
             InputShapeError: The images have another size than the calibrated.
             CalibrationMismatchError: The model has another precision than the calibrated.
@@ -150,13 +164,17 @@ class Guard(nn.Module):
         """
         calibration = self._calibrated()
         check_eval(self.model)
+        at = None if copies is None else calibration.at(copies)
         images = check_images(images)
         calibration.check_shape(images)
         calibration.check_precision(model_precision(self.model))  # guard.half() after the fact
         images = to_model(images, self.model)
         logits = clean_logits(self.model, images)
         try:
-            return self._judge(images, logits, calibration, maps)
+            judged = self._judge(images, logits, calibration, at)
+            return Verdict.concatenate(
+                [self._answer(images[rows], found, maps) for rows, found in judged]
+            )
         except Exception as error:
             if self.on_failure == "fail_closed":
                 raise
@@ -165,7 +183,8 @@ class Guard(nn.Module):
                 verdict = unguarded(logits, f"{type(error).__name__}: {error}")
                 return with_empty_maps(verdict, images) if maps else verdict
         # One request must not take the guard from the others of its batch.
-        return Verdict.concatenate([self(image[None], maps=maps) for image in images])
+        alone = [self(image[None], maps=maps, copies=copies) for image in images]
+        return Verdict.concatenate(alone)
 
     def evidence(self, images: Tensor, *, views: bool = False) -> Evidence:
         """Return what the noisy copies of each image show; needs no calibration.
@@ -180,7 +199,7 @@ class Guard(nn.Module):
         """
         check_eval(self.model)
         images = to_model(check_images(images), self.model)
-        return self._smooth(images, clean_logits(self.model, images), views)
+        return self._smooth(images, clean_logits(self.model, images), views, self._looks())[-1]
 
     def calibrate(
         self,
@@ -190,6 +209,7 @@ class Guard(nn.Module):
         detector: str = "combined",
         checkpoint: str | Path | None = None,
         progress: bool = False,
+        looks: Looks | None = None,
     ) -> Calibration:
         """Learn what clean requests look like, and use it from now on.
 
@@ -202,6 +222,9 @@ class Guard(nn.Module):
             checkpoint: JSONL file that keeps the scores as they are made: an interrupted
                 calibration started again with the same file goes on where it stopped.
             progress: Show a progress bar on standard error.
+            looks: Calibrate for fewer copies, too: for early stopping, and for ``copies`` of
+                :meth:`forward`. It costs no further pass. None takes ``Looks.of(n)`` where the
+                guard stops early, and no looks elsewhere.
 
         Returns:
             The calibration; ``.save(path)`` writes it.
@@ -209,15 +232,23 @@ class Guard(nn.Module):
         Raises:
             CalibrationSizeError: Too few images for alpha, or for the detector's fit.
             CalibrationMismatchError: The checkpoint belongs to another run.
-            ConfigurationError: There is no such detector, or it proposes no label to restore.
+            ConfigurationError: There is no such detector, or it proposes no label to restore;
+                or the last look is not at all copies.
             NonFiniteScoreError: A score is NaN or infinite.
             InputError: Images break the contract or differ in size.
         """
         check_eval(self.model)
-        _check_restoration(self.restoration, detector)
+        check_proposes(self.restoration, detector)
+        looks = looks or (Looks.of(self.smoothing.n) if self.stopping else None)
+        at = (self.smoothing.n,) if looks is None else looks.copies
+
+        def evidence(batch: Tensor) -> list[Evidence]:
+            batch = to_model(batch, self.model)
+            return self._smooth(batch, clean_logits(self.model, batch), True, at)
+
         self.calibration = calibrate(
             images,
-            evidence=lambda batch: self.evidence(batch, views=True),
+            evidence=evidence,
             plan=Plan(
                 alpha=alpha,
                 detector=detector,
@@ -225,6 +256,7 @@ class Guard(nn.Module):
                 key=self._key,
                 fingerprint=model_fingerprint(self.model),
                 precision=model_precision(self.model),
+                looks=looks,
             ),
             checkpoint=None if checkpoint is None else Path(checkpoint),
             progress=progress,
@@ -243,17 +275,30 @@ class Guard(nn.Module):
             )
         return self.calibration
 
-    def _smooth(self, images: Tensor, logits: Tensor, views: bool) -> Evidence:
-        return smooth(
-            self.model,
-            images,
-            logits,
-            logits.argmax(1),
-            smoothing=self.smoothing,
-            key=self._key,
-            chunk=self._chunk(images),
-            views=views,
-        )
+    def _looks(self) -> tuple[int, ...]:
+        """Return the numbers of copies that no chunk goes across, the last of them all copies."""
+        return (self.smoothing.n,) if self.calibration is None else self.calibration.copies
+
+    def _smooth(
+        self, images: Tensor, logits: Tensor, views: bool, at: Sequence[int]
+    ) -> list[Evidence]:
+        """Return the evidence after each of these numbers of copies."""
+        runs = [[run.until(n) for n in at] for run in self._runs(images, logits, views)]
+        return [Evidence.concatenate(list(parts)) for parts in zip(*runs, strict=True)]
+
+    def _runs(self, images: Tensor, logits: Tensor, views: bool) -> Iterator[CopyRun]:
+        """Yield the copies of each request, none of them run yet."""
+        method, chunk = Lrp(self.smoothing.composite, WeightCache()), self._chunk(images)
+        for request in zip(images, logits, logits.argmax(1), strict=True):
+            yield CopyRun(
+                self.model,
+                *request,
+                sigma=self.smoothing.sigma,
+                key=self._key,
+                chunk=chunk,
+                method=method,
+                views=views,
+            )
 
     def _chunk(self, images: Tensor) -> int:
         """Return the chunk size for this kind of image, measured at its first request."""
@@ -268,26 +313,28 @@ class Guard(nn.Module):
         return self._chunks[kind]
 
     def _judge(
-        self, images: Tensor, logits: Tensor, calibration: Calibration, maps: bool
-    ) -> Verdict:
-        """Score, flag and restore checked images."""
+        self, images: Tensor, logits: Tensor, calibration: Calibration, at: Calibration | None
+    ) -> Iterator[tuple[slice, Judged]]:
+        """Score and flag checked images; yield rows of them with what was found."""
         broken = (~torch.isfinite(logits)).any(1)
         if bool(broken.any()):
             raise ModelOutputError(
-                f"the model returned NaN or infinite logits for images {_rows(broken)} of the "
+                f"the model returned NaN or infinite logits for images {rows_of(broken)} of the "
                 "batch; there is no prediction to guard."
             )
-        detector = calibration.detector
-        evidence = self._smooth(images, logits, detector.takes_views)
-        readings = read(evidence, detector.score_names)
-        anomaly = detector.anomaly(readings)
-        if not bool(torch.isfinite(anomaly).all()):
-            raise NonFiniteScoreError(
-                f"the scores of images {_rows(~torch.isfinite(anomaly))} of the batch are NaN or "
-                "infinite: the model overflows on noisy copies of them."
-            )
-        p_value = calibration.p_values(anomaly)
-        verdict = judged(evidence, anomaly, p_value, p_value <= calibration.alpha)
+        views = calibration.detector.takes_views
+        if at is None and self.stopping:
+            for row, run in enumerate(self._runs(images, logits, views)):
+                yield slice(row, row + 1), stop_early(run, calibration, row)
+            return
+        at = at or calibration
+        looks = [n for n in self._looks() if n <= at.smoothing.n]
+        yield slice(None), judge(self._smooth(images, logits, views, looks)[-1], at)
+
+    def _answer(self, images: Tensor, found: Judged, maps: bool) -> Verdict:
+        """Return the verdict, with flagged requests restored."""
+        evidence = found.evidence
+        verdict = judged(evidence, found.anomaly, found.p_value, found.flagged)
         if maps:
             verdict = replace(
                 verdict,
@@ -298,87 +345,29 @@ class Guard(nn.Module):
         rows = verdict.flagged.nonzero().flatten()
         if self.restoration is None or len(rows) == 0:
             return verdict
-        restoration = self._restore(
-            images[rows],
-            evidence.select(rows),
-            readings.select(rows.cpu()),
-            anomaly[rows.cpu()],
-            calibration,
-        )
-        return with_restoration(verdict, rows, restoration)
+        return with_restoration(verdict, rows, self._restore(images, found, rows))
 
-    def _restore(
-        self,
-        images: Tensor,
-        evidence: Evidence,
-        readings: Readings,
-        anomaly: Tensor,
-        calibration: Calibration,
-    ) -> Restoration:
-        """Restore flagged images in the configured way."""
-        how = self.restoration
-        detector = calibration.detector
+    def _restore(self, images: Tensor, found: Judged, rows: Tensor) -> Restoration:
+        """Restore flagged requests, by their rows, in the configured way."""
+        how, detector = self.restoration, found.at.detector
+        evidence = found.evidence.select(rows)
         if how == "auto":
             how = Consensus() if isinstance(detector, CombinedDetector) else Whitening()
         if isinstance(how, Whitening):
             return whiten(
                 self.model,
-                images,
+                images[rows],
                 evidence,
                 whitening=how,
-                smoothing=self.smoothing,
+                smoothing=found.at.smoothing,
                 key=self._key,
                 chunk=self._chunk(images),
             )
-        _check_restoration(how, detector.name)
+        check_proposes(how, detector.name)
         assert isinstance(how, Consensus)
         assert isinstance(detector, CombinedDetector)
+        readings = found.readings.select(rows.cpu())
         assert readings.candidates is not None
-        proposal = propose(readings.candidates, detector.consistency, anomaly)
-        accepted = calibration.replacement_p_values(proposal.evidence) <= how.harm
+        proposal = propose(readings.candidates, detector.consistency, found.anomaly[rows.cpu()])
+        accepted = found.replacement(proposal.evidence) <= how.harm
         return restored(proposal, accepted, evidence)
-
-
-class GuardedClassifier(nn.Module):
-    """A guard in the shape of the bare model: logits in place of a verdict.
-
-    Where a request is flagged and restored, its logits are those of the restored image. Where
-    no label was accepted the model's own logits stand, since logits cannot say "unknown":
-    use the guard itself where abstention matters.
-
-    Args:
-        guard: The guard.
-    """
-
-    def __init__(self, guard: Guard) -> None:
-        super().__init__()
-        self.guard = guard
-        self.training = False
-
-    def train(self, mode: bool = True) -> GuardedClassifier:
-        """Leave the wrapped model's mode alone, as :meth:`Guard.train` does."""
-        return self
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return logits [B, K] for images [B, C, H, W] in [0, 1]; raises as the guard does."""
-        verdict: Verdict = self.guard(images)
-        return verdict.restored_logits
-
-
-def _check_restoration(how: Restoring, detector: str) -> None:
-    """Refuse consensus with a detector that proposes no other label.
-
-    Raises:
-        ConfigurationError: There is no such detector, or it proposes none.
-    """
-    if isinstance(how, Consensus) and not needs_fit(detector):
-        raise ConfigurationError(
-            f"restoration is {how}, and the calibration is one of the {detector!r} detector, "
-            "which proposes no other label. Calibrate with detector='combined', or restore by "
-            "Whitening()."
-        )
-
-
-def _rows(mask: Tensor) -> list[int]:
-    """Return the first few rows where the mask holds, for an error message."""
-    return mask.nonzero().flatten()[:8].tolist()

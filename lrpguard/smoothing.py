@@ -5,23 +5,21 @@ Source: Raulf et al. 2021, section 2 and Algorithm 1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from lrpguard.attribution.methods import Lrp, Method
+from lrpguard.copies import CopyRun
 from lrpguard.errors import ConfigurationError, InputShapeError
 from lrpguard.evidence import Evidence
 from lrpguard.inputs import check_images, check_model
 from lrpguard.lrp.composites import EPSILON, Composite
 from lrpguard.lrp.engine import plain_logits
 from lrpguard.lrp.weights import WeightCache
-from lrpguard.moments import RunningMoments
-from lrpguard.noise import gaussian_copies, image_digest, key_bytes
-from lrpguard.pixels import chroma_noise, line_noise
-from lrpguard.views import denoised_views
+from lrpguard.noise import key_bytes
 
 PAPER_N = 50
 PAPER_SIGMA = 0.05
@@ -213,7 +211,6 @@ def smooth(
     chunk: int,
     method: Method | None = None,
     quantiles: Sequence[float] = (),
-    views: bool = False,
 ) -> Evidence:
     """Run the noisy copies of checked images through the model, and gather the evidence.
 
@@ -230,7 +227,6 @@ def smooth(
         chunk: Largest number of copies in one pass.
         method: Method in place of LRP by the smoothing's composite.
         quantiles: Quantiles over the copies, each in [0, 1].
-        views: Whether to run the denoised views, too.
 
     Raises:
         ConfigurationError: A quantile lies outside [0, 1].
@@ -239,94 +235,19 @@ def smooth(
     if any(not 0 <= q <= 1 for q in quantiles):
         raise ConfigurationError(f"quantiles are {list(quantiles)}; each must lie in [0, 1].")
     method = method or Lrp(smoothing.composite, WeightCache())
-    return Evidence.concatenate(
-        [
-            _smooth_one(
-                model, image, clean, target, smoothing, key, chunk, method, quantiles, views
-            )
-            for image, clean, target in zip(images, logits, label, strict=True)
-        ]
+    runs = (
+        CopyRun(
+            model,
+            *request,
+            sigma=smoothing.sigma,
+            key=key,
+            chunk=chunk,
+            method=method,
+            quantiles=quantiles,
+        )
+        for request in zip(images, logits, label, strict=True)
     )
-
-
-def _smooth_one(
-    model: nn.Module,
-    image: Tensor,
-    clean: Tensor,
-    target: Tensor,
-    smoothing: Smoothing,
-    key: bytes,
-    chunk: int,
-    method: Method,
-    quantiles: Sequence[float],
-    views: bool,
-) -> Evidence:
-    moments = RunningMoments()
-    logits: list[Tensor] = []
-    totals: list[Tensor] = []
-    maps: list[Tensor] = []
-    for noisy_logits, relevances in _passes(model, image, target, smoothing, key, chunk, method):
-        moments.update(relevances)
-        logits.append(noisy_logits)
-        totals.append(relevances.sum((1, 2)))
-        if quantiles:
-            maps.append(relevances)
-    return Evidence(
-        logits=clean[None],
-        label=target[None],
-        noisy_logits=torch.cat(logits)[None],
-        relevance_mean=moments.mean.float()[None],
-        relevance_variance=moments.variance.float()[None],
-        relevance_total=torch.cat(totals).float()[None],
-        relevance_quantiles=_quantiles(torch.cat(maps), quantiles)[None] if maps else None,
-        view_logits=plain_logits(model, denoised_views(image))[None] if views else None,
-        chroma_noise=torch.tensor([chroma_noise(image)], device=image.device),
-        line_noise=torch.tensor([line_noise(image)], device=image.device),
-        sigma=smoothing.sigma,
-    )
-
-
-def _passes(
-    model: nn.Module,
-    image: Tensor,
-    target: Tensor,
-    smoothing: Smoothing,
-    key: bytes,
-    chunk: int,
-    method: Method,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield logits [c, K] and channel-summed relevance [c, H, W] of chunk after chunk."""
-    digest = image_digest(image, key)
-    done = 0
-    while done < smoothing.n:
-        count = min(chunk, smoothing.n - done)
-        noise = gaussian_copies(digest, done, count, image.shape).to(image.device)
-        copies = (image.float() + smoothing.sigma * noise).to(image.dtype)
-        try:
-            result = method.attribute(model, copies, target.expand(count))
-        except RuntimeError as error:
-            if count == 1 or not _out_of_memory(error):
-                raise
-            chunk = count // 2
-            torch.cuda.empty_cache()
-            continue
-        yield result.logits, result.relevance.float().sum(1)
-        done += count
-
-
-def _quantiles(maps: Tensor, quantiles: Sequence[float]) -> Tensor:
-    """Return quantiles over the copies [Q, H, W] of maps [N, H, W].
-
-    Row by row, because torch.quantile takes at most 16 million values.
-    """
-    levels = torch.tensor(list(quantiles), dtype=maps.dtype, device=maps.device)
-    rows = [row.quantile(levels, dim=0) for row in maps.unbind(1)]
-    return torch.stack(rows, dim=1).float()
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    """Say whether an allocator, on a GPU or the CPU, has refused."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    return Evidence.concatenate([run.until(smoothing.n) for run in runs])
 
 
 def _targets(target: Tensor | int | None, logits: Tensor) -> Tensor:

@@ -12,12 +12,13 @@ stopping off.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
-from lrpguard.calibration import check_size, flagged_rank
+from lrpguard.conformal import check_size, flagged_rank
 from lrpguard.errors import ConfigurationError, InputShapeError, NonFiniteScoreError
 
 _APART = 1e-9
@@ -60,6 +61,42 @@ class Looks:
             raise ConfigurationError(f"clear levels are {list(self.clear)}; each lies in (0, 1].")
         if not all(0 < w < float("inf") for w in self.weight):
             raise ConfigurationError(f"weights are {list(self.weight)}; each must be above 0.")
+
+    @staticmethod
+    def of(n: int) -> Looks:
+        """Return looks at 10, 20, 40 and 100 % of n copies, with the default levels and weights.
+
+        For small n some coincide, or would be of one copy, and are left out.
+
+        Raises:
+            ConfigurationError: n is below 2.
+        """
+        usual = Looks()
+        at = [max(2, round(n * m / usual.copies[-1])) for m in usual.copies[:-1]] + [n]
+        kept = [k for k, m in enumerate(at) if m not in at[k + 1 :] and m <= n]
+        return Looks(
+            tuple(at[k] for k in kept),
+            tuple(usual.clear[k] for k in kept[:-1]),
+            tuple(usual.weight[k] for k in kept),
+        )
+
+    @staticmethod
+    def from_dict(record: Mapping[str, Sequence[float]]) -> Looks:
+        """Return the looks whose :meth:`to_dict` is given.
+
+        Raises:
+            KeyError: A part is missing.
+            ConfigurationError: A value is out of its range.
+        """
+        return Looks(
+            tuple(int(m) for m in record["copies"]),
+            tuple(float(c) for c in record["clear"]),
+            tuple(float(w) for w in record["weight"]),
+        )
+
+    def to_dict(self) -> dict[str, list[float]]:
+        """Return what they are, in JSON's terms."""
+        return {name: list(values) for name, values in asdict(self).items()}
 
     @property
     def most_copies(self) -> float:

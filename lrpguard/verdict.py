@@ -36,6 +36,7 @@ class Verdict:
         restored_confidence: Softmax probability of ``restored_label``; 0 where unknown [B].
         restored_logits: Logits behind ``restored_label``; the model's own where nothing was
             restored [B, K].
+        copies: Noisy copies that it took; 0 where unguarded, int64 [B].
         status: Outcome of each request.
         relevance: Mean relevance map, where maps were asked for [B, H, W].
         relevance_variance: Variance map, where maps were asked for [B, H, W].
@@ -51,6 +52,7 @@ class Verdict:
     restored_label: Tensor
     restored_confidence: Tensor
     restored_logits: Tensor
+    copies: Tensor
     status: tuple[Status, ...]
     relevance: Tensor | None = None
     relevance_variance: Tensor | None = None
@@ -85,6 +87,7 @@ class Verdict:
                 "flagged": bool(self.flagged[i]),
                 "restored_label": int(self.restored_label[i]),
                 "restored_confidence": _number(self.restored_confidence[i]),
+                "copies": int(self.copies[i]),
                 "status": status,
             }
             for i, status in enumerate(self.status)
@@ -105,6 +108,7 @@ def judged(evidence: Evidence, anomaly: Tensor, p_value: Tensor, flagged: Tensor
         restored_label=evidence.label,
         restored_confidence=own,
         restored_logits=evidence.logits,
+        copies=torch.full_like(evidence.label, evidence.n),
         status=tuple(status),
     )
 
@@ -145,6 +149,7 @@ def unguarded(logits: Tensor, failure: str) -> Verdict:
         restored_label=label,
         restored_confidence=logits.float().softmax(1).gather(1, label[:, None]).squeeze(1),
         restored_logits=logits,
+        copies=torch.zeros_like(label),
         status=tuple(unguarded for _ in range(batch)),
         failure=failure,
     )

@@ -70,6 +70,7 @@ class TestVerdict:
             "restored_label": ([24], torch.int64),
             "restored_confidence": ([24], torch.float32),
             "restored_logits": ([24, 5], torch.float32),
+            "copies": ([24], torch.int64),
             "relevance": ([24, 8, 8], torch.float32),
             "relevance_variance": ([24, 8, 8], torch.float32),
             "changed_pixels": ([24, 8, 8], torch.bool),

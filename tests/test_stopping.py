@@ -163,3 +163,20 @@ class TestRefusals:
             LOOKS.calibrate(torch.rand(8, 4), 0.1)
         with pytest.raises(NonFiniteScoreError):
             LOOKS.calibrate(torch.full((30, 4), torch.nan), 0.1)
+
+
+class TestForms:
+    def test_usual_looks_for_any_number_of_copies(self) -> None:
+        assert Looks.of(50) == Looks()
+        assert Looks.of(16) == Looks((2, 3, 6, 16))
+        assert Looks.of(4) == Looks((2, 4), (0.08,), (0.4, 1.0))
+        assert Looks.of(2) == Looks((2,), (), (1.0,))
+        with pytest.raises(ConfigurationError, match="2 or more"):
+            Looks.of(1)
+
+    @pytest.mark.parametrize("n", range(2, 200))
+    def test_are_allowed_for_every_n(self, n: int) -> None:
+        assert Looks.of(n).copies[-1] == n
+
+    def test_record_and_back(self) -> None:
+        assert Looks.from_dict(LOOKS.to_dict()) == LOOKS

@@ -21,6 +21,7 @@ KEYS = {
     "flagged": bool,
     "restored_label": int,
     "restored_confidence": float,
+    "copies": int,
     "status": str,
 }
 
@@ -37,6 +38,7 @@ def verdict(
         "restored_label": torch.tensor([1, 1, -1]),
         "restored_confidence": torch.tensor([0.75, 0.875, 0.0]),
         "restored_logits": torch.zeros(3, 2),
+        "copies": torch.tensor([5, 50, 10]),
         "status": status,
     }
     return Verdict(**fields | changes)
@@ -52,6 +54,7 @@ def test_records_by_hand() -> None:
         "flagged": False,
         "restored_label": 1,
         "restored_confidence": 0.75,
+        "copies": 5,
         "status": "clean",
     }
     assert records[1]["confidence"] == 0.5

@@ -142,7 +142,7 @@ def _broken(item: ImageItem, error: str) -> dict[str, Any]:
         "index": item.index,
         "name": item.name,
         "true_label": item.label,
-        **dict.fromkeys((*verdict, "restored_label", "restored_confidence")),
+        **dict.fromkeys((*verdict, "restored_label", "restored_confidence", "copies")),
         "error": error,
         "status": BROKEN,
     }

@@ -210,6 +210,7 @@ def _from(candidates: Sequence[Candidate], calibration: Calibration) -> Calibrat
         data_digest=hashlib.sha256("".join(hashes).encode()).hexdigest(),
         created=_now(),
         version=__version__,
+        staged=None,  # the trail knows nothing of what fewer copies would have shown
     )
 
 

@@ -160,7 +160,7 @@ def test_on_failure_says_whether_a_failing_guard_stops(
     def fail(*arguments: object, **options: object) -> None:
         raise RuntimeError("no more relevance")
 
-    monkeypatch.setattr("lrpguard.guard.smooth", fail)
+    monkeypatch.setattr("lrpguard.guard.CopyRun", fail)
     done = check(run, some_digits, calibration, "--on-failure", "fail_open", "--json")
     assert done.code == 1
     found = records(done.out)

@@ -33,6 +33,7 @@ def left_and_right(images: Tensor) -> Verdict:
         restored_label=logits.argmax(1),
         restored_confidence=nothing,
         restored_logits=logits,
+        copies=torch.full_like(logits.argmax(1), 50),
         status=tuple("clean" for _ in left),
     )
 
