@@ -50,7 +50,7 @@ ORDER = (
     {"guard"},
     {"lrpguard"},  # the public face, lrpguard/__init__.py
     {"baselines", "attacks"},
-    {"evaluation"},
+    {"evaluation", "redteam"},
     {"serving", "report"},
     {"demo"},
     {"cli"},

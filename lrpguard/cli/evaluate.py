@@ -79,7 +79,7 @@ def run(
         baseline(name)  # refuse an unknown one before the work
     loaded = open_model(model)
     source = load_data(options.data, preprocessing=loaded.preprocessing)
-    data = labelled(source, classes=_classes(loaded, source[0].image), labels_file=options.labels)
+    data = labelled(source, classes=classes_of(loaded, source[0].image), labels_file=options.labels)
     splits = draw_splits(
         data,
         pool=options.pool or (QUICK_POOL if options.quick else FULL_POOL),
@@ -118,7 +118,7 @@ def _names(text: str | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
-def _classes(loaded: LoadedModel, image: torch.Tensor | None) -> int:
+def classes_of(loaded: LoadedModel, image: torch.Tensor | None) -> int:
     """Return the number of the model's classes K, from its answer to one image."""
     if image is None:
         raise ConfigurationError("the first image cannot be read. Remove it from the data.")

@@ -23,6 +23,7 @@ COMMANDS = (
     "explain",
     "doctor",
     "evaluate",
+    "attack",
     "report",
     "serve",
     "selftest",
