@@ -197,9 +197,25 @@ class Guard(nn.Module):
             InputError: The images break the contract.
             ModelError: The model cannot be explained.
         """
+        return self.evidence_at(images, self._looks(), views=views)[-1]
+
+    def evidence_at(
+        self, images: Tensor, copies: Sequence[int], *, views: bool = False
+    ) -> list[Evidence]:
+        """Return what the first copies of each image show, after each of these numbers of them.
+
+        Args:
+            images: Floating-point pixels in [0, 1], [B, C, H, W].
+            copies: Numbers of copies, ascending.
+            views: Whether to run the denoised views, too.
+
+        Raises:
+            InputError: The images break the contract.
+            ModelError: The model cannot be explained.
+        """
         check_eval(self.model)
         images = to_model(check_images(images), self.model)
-        return self._smooth(images, clean_logits(self.model, images), views, self._looks())[-1]
+        return self._smooth(images, clean_logits(self.model, images), views, copies)
 
     def calibrate(
         self,
@@ -241,14 +257,9 @@ class Guard(nn.Module):
         check_proposes(self.restoration, detector)
         looks = looks or (Looks.of(self.smoothing.n) if self.stopping else None)
         at = (self.smoothing.n,) if looks is None else looks.copies
-
-        def evidence(batch: Tensor) -> list[Evidence]:
-            batch = to_model(batch, self.model)
-            return self._smooth(batch, clean_logits(self.model, batch), True, at)
-
         self.calibration = calibrate(
             images,
-            evidence=evidence,
+            evidence=lambda batch: self.evidence_at(batch, at, views=True),
             plan=Plan(
                 alpha=alpha,
                 detector=detector,
