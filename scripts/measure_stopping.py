@@ -41,10 +41,10 @@ SEED = 0
 BATCH = 20
 
 CIFAR_SIGMA = 0.02
-CIFAR_POOL = 1000
-CIFAR_TEST = 400
-CIFAR_ATTACKED = 100
-CIFAR_ATTACKS = ("pgd_1_10", "pgd_2_10", "fgsm_4", "cw_0")
+CIFAR_POOL = 600
+CIFAR_TEST = 200
+CIFAR_ATTACKED = 60
+CIFAR_ATTACKS = ("pgd_2_10", "fgsm_4", "cw_0")
 
 Scores = list[Readings]
 """What is read of each image after the copies of each look, every score among it."""

@@ -20,6 +20,7 @@ from lrpguard.errors import ConfigurationError, InputShapeError, LrpGuardError
 from lrpguard.guard import Guard
 from lrpguard.loading import ImageItem, ImageSource, load_data
 from lrpguard.smoothing import Smoothing
+from lrpguard.stopping import Looks
 from lrpguard.tuning import DEFAULT_BUDGET, TRIAL_IMAGES, choose_smoothing
 
 PARTIAL_SUFFIX = ".partial.jsonl"
@@ -35,6 +36,7 @@ class CalibrateOptions:
         alpha: Share of clean requests that may be flagged.
         detector: ``"combined"`` or ``"paper"``.
         budget: Most passes that a request may cost, where n is chosen.
+        looks: Whether to calibrate for fewer copies, too.
         batch_size: Images read together.
         out: The calibration file.
         quiet: No progress bar.
@@ -44,6 +46,7 @@ class CalibrateOptions:
     alpha: float
     detector: str
     budget: int | None
+    looks: bool
     batch_size: int
     out: Path
     quiet: bool
@@ -103,6 +106,7 @@ def run(
             detector=options.detector,
             checkpoint=options.partial,
             progress=not (options.quiet or console.json),
+            looks=Looks.of(settings.n) if options.looks else None,
         )
     except KeyboardInterrupt:
         console.note(f"interrupted. {_kept(options.partial)}")
@@ -211,6 +215,7 @@ def _report(
             "fpr_band_95": [low, high],
             "image_shape": calibration.image_shape,
             "copies": noise.n,
+            "looks": list(calibration.copies),
             "sigma": noise.sigma,
             "label_kept": kept,
             "why": why,
@@ -225,7 +230,8 @@ def _report(
     console.line(
         f"images     {fit}{calibration.n} to calibrate, {channels} x {height} x {width} pixels"
     )
-    console.line(f"noise      {noise.n} copies, sigma {noise.sigma:g}{_stability(kept)}")
+    looks = "" if calibration.staged is None else f"; looks at {list(calibration.copies)}"
+    console.line(f"noise      {noise.n} copies, sigma {noise.sigma:g}{_stability(kept)}{looks}")
     console.line(f"detector   {calibration.detector.name}, threshold {calibration.threshold:.4g}")
     console.line(
         f"alpha      {calibration.alpha:g}: {100 * low:.1f} to {100 * high:.1f} % of clean images "

@@ -41,6 +41,8 @@ class Outcome:
         restored_label: The restored label, the model's own where not flagged, None where unknown.
         restored_logits: Logits behind it.
         status: The guard's word.
+        copies: Noisy copies that were made; 0 where unguarded; None where it is withheld.
+        stopping: Whether early stopping chose their number, and so the image's content.
         reason: Why it is unguarded, None where it is guarded.
         maps: Maps, where asked for.
     """
@@ -54,6 +56,8 @@ class Outcome:
     restored_label: int | None
     restored_logits: tuple[float, ...]
     status: Status
+    copies: int | None
+    stopping: bool = False
     reason: Unguarded | None = None
     maps: Maps | None = None
 
@@ -63,8 +67,12 @@ class Outcome:
         return self.status == "unguarded"
 
 
-def judged(verdict: Verdict) -> tuple[Outcome, ...]:
+def judged(verdict: Verdict, *, stopping: bool = False) -> tuple[Outcome, ...]:
     """Return the outcomes of a verdict.
+
+    Args:
+        verdict: The verdict.
+        stopping: Whether it was made with early stopping.
 
     Raises:
         RefusedError: The model has no finite logits, so that there is nothing to answer.
@@ -82,6 +90,8 @@ def judged(verdict: Verdict) -> tuple[Outcome, ...]:
             restored_label=_known(int(verdict.restored_label[i])),
             restored_logits=tuple(restored[i]),
             status=status,
+            copies=int(verdict.copies[i]),
+            stopping=stopping and status != "unguarded",
             reason="guard_failure" if status == "unguarded" else None,
             maps=_maps(verdict, i),
         )
@@ -107,6 +117,7 @@ def bare(logits: Tensor, reason: Unguarded) -> tuple[Outcome, ...]:
             restored_label=int(row.argmax()),
             restored_logits=tuple(row.tolist()),
             status="unguarded",
+            copies=0,
             reason=reason,
         )
         for row in logits
@@ -133,6 +144,11 @@ def apply_policy(outcomes: tuple[Outcome, ...], on_flag: OnFlag) -> tuple[Outcom
         replace(o, label=o.restored_label, logits=o.restored_logits) if o.flagged else o
         for o in outcomes
     )
+
+
+def withhold_copies(outcomes: tuple[Outcome, ...]) -> tuple[Outcome, ...]:
+    """Return the outcomes without the numbers of copies that tell how clear a case was."""
+    return tuple(replace(o, copies=None) if o.stopping else o for o in outcomes)
 
 
 def check_finite(logits: Tensor) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 OnFlag = Literal["annotate", "restore", "reject"]
 OnFailure = Literal["fail_closed", "fail_open"]
 OnOverload = Literal["shed", "bypass", "block"]
+OnDeadline = Literal["fewer", "all"]
 Fsync = Literal["always", "interval", "never"]
 OnAuditError = Literal["refuse", "continue"]
 
@@ -59,6 +60,13 @@ class GuardSection:
     key_file: Annotated[
         Path | None, Setting("secret noise key; else LRPGUARD_KEY; else the public seed")
     ] = None
+    stopping: Annotated[
+        bool,
+        Setting(
+            "decide clear cases after few copies; needs a calibration with looks. Latency then "
+            "tells clients how clear the case was"
+        ),
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +84,12 @@ class PolicySection:
         OnOverload,
         Setting("shed with 429, bypass the guard (marked unguarded), or block until the deadline"),
     ] = "shed"
+    on_deadline: Annotated[
+        OnDeadline,
+        Setting(
+            "where time is short: the most copies that were calibrated and still fit, or always all"
+        ),
+    ] = "fewer"
     shadow: Annotated[
         bool, Setting("answer with the bare model, judge afterwards, for the log only")
     ] = False

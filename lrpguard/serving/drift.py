@@ -26,7 +26,8 @@ class Window:
             uncertainty; see :func:`flag_rate_p_value`.
         nominal_p_value: The plain exact binomial test against alpha, which takes the calibration
             to be infinite.
-        score_p_value: Two-sample Kolmogorov-Smirnov test of the scores against the calibration's.
+        score_p_value: Two-sample Kolmogorov-Smirnov test of the scores against the calibration's;
+            1 where there are none to compare.
         level: False alarms of one test of one window.
     """
 
@@ -80,16 +81,18 @@ def score_p_value(scores: npt.ArrayLike, calibration: Calibration) -> float:
 
 
 def judge_window(
-    seen: Sequence[tuple[str, bool, float]], calibration: Calibration, *, level: float
+    seen: Sequence[tuple[str, bool, float | None]], calibration: Calibration, *, level: float
 ) -> Window:
     """Test one window.
 
     Args:
-        seen: Request, flag and score of each distinct image, in order; at least one.
+        seen: Request, flag and score of each distinct image, in order; at least one. The score
+            is None where it is none of the calibration's kind.
         calibration: What the traffic is compared with.
         level: False alarms of one test of one window.
     """
     flagged = sum(flag for _, flag, _ in seen)
+    scores = [score for _, _, score in seen if score is not None]
     return Window(
         first=seen[0][0],
         last=seen[-1][0],
@@ -98,7 +101,7 @@ def judge_window(
         alpha=calibration.alpha,
         rate_p_value=flag_rate_p_value(flagged, len(seen), calibration),
         nominal_p_value=float(binomtest(flagged, len(seen), calibration.alpha).pvalue),
-        score_p_value=score_p_value([score for _, _, score in seen], calibration),
+        score_p_value=score_p_value(scores, calibration) if scores else 1.0,
         level=level,
     )
 
@@ -118,16 +121,17 @@ class DriftWatch:
     calibration: Calibration
     size: int
     level: float
-    _seen: dict[str, tuple[str, bool, float]] = field(default_factory=dict)
+    _seen: dict[str, tuple[str, bool, float | None]] = field(default_factory=dict)
 
-    def add(self, image: str, request: str, flagged: bool, score: float) -> Window | None:
+    def add(self, image: str, request: str, flagged: bool, score: float | None) -> Window | None:
         """Enter a verdict; return the tests of the window where it is the last of one.
 
         Args:
             image: Hash of the image.
             request: Its request.
             flagged: Whether it was flagged.
-            score: Its anomaly score.
+            score: Its anomaly score; None where fewer copies were made than the calibration's,
+                or early stopping chose their number.
         """
         self._seen.setdefault(image, (request, flagged, score))
         if len(self._seen) < self.size:

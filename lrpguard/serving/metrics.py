@@ -38,6 +38,12 @@ class Metrics:
         self._images = Counter(
             "lrpguard_images", "Judged images by status.", ["model", "status"], registry=self._own
         )
+        self._copies = Counter(
+            "lrpguard_judged_images",
+            "Judged images by the copies that were made.",
+            ["copies"],
+            registry=self._own,
+        )
         self._stages = Histogram(
             "lrpguard_stage_duration_seconds",
             "Duration of a stage of a request.",
@@ -111,9 +117,11 @@ class Metrics:
         """Count a request by its outcome."""
         self._requests.labels(self._model, outcome).inc()
 
-    def judged(self, status: str, score: float | None) -> None:
-        """Count an image."""
+    def judged(self, status: str, copies: int | None, score: float | None) -> None:
+        """Count an image; its score is None where it is none of the calibration's kind."""
         self._images.labels(self._model, status).inc()
+        if copies:
+            self._copies.labels(str(copies)).inc()
         if score is not None and self._score is not None:
             self._score.observe(score)
 

@@ -38,6 +38,7 @@ _OUTPUTS: dict[str, tuple[str, str]] = {
     "restored_label": ("INT64", "<i8"),
     "status": ("BYTES", "O"),
     "unguarded": ("BOOL", "?"),
+    "copies": ("INT64", "<i8"),
     "p_value": ("FP64", "<f8"),
     "score": ("FP64", "<f8"),
 }

@@ -144,6 +144,7 @@ PREDICT: dict[str, Any] = {
                     "status": {"enum": _STATUS},
                     "unguarded": {"type": "boolean"},
                     "reason": {"enum": _REASON},
+                    "copies": {"type": ["integer", "null"]},
                     "p_value": _NUMBER,
                     "score": _NUMBER,
                 },

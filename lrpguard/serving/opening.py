@@ -77,6 +77,7 @@ def open_guard(config: ServiceConfig, environment: Mapping[str, str]) -> Opened:
         restoration=None if config.policy.on_flag == "reject" else "auto",
         on_failure=config.policy.on_failure,
         key=key,
+        stopping=config.guard.stopping,
     )
     channels, height, width = calibration.image_shape
     preprocessing = loaded.preprocessing

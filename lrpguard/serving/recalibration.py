@@ -125,7 +125,9 @@ def propose(
     """
     found: dict[str, Candidate] = {}
     for record in guarded_lines(records):
-        if record["calibration"] == calibration_id and record["image"] not in found:
+        if record["calibration"] != calibration_id or not of_all_copies(record, calibration):
+            continue
+        if record["image"] not in found:
             name = f"{record['request']}/{record['row']}"
             found[record["image"]] = Candidate(
                 name, record["image"], record["score"], record["flagged"]
@@ -133,8 +135,9 @@ def propose(
     candidates = tuple(found.values())[-last:]
     if not candidates:
         raise CalibrationMismatchError(
-            f"the trail has no verdict of the calibration {calibration_id}; give the file that "
-            "was in use."
+            f"the trail has no verdict of the calibration {calibration_id} after all "
+            f"{calibration.smoothing.n} copies; give the file that was in use. Early stopping "
+            "leaves none to calibrate from: calibrate anew from clean images."
         )
     window = judge_window(
         [(c.name, c.flagged, c.score) for c in candidates], calibration, level=LEVEL
@@ -197,6 +200,15 @@ def approve(
         "fpr_band_95": list(approved.fpr_band()),
     }
     return approved, record
+
+
+def of_all_copies(record: Mapping[str, Any], calibration: Calibration) -> bool:
+    """Say whether a verdict has a score like the calibration's.
+
+    One of fewer copies has not. Where early stopping chose their number, those with all copies
+    are the doubtful ones alone.
+    """
+    return record["copies"] == calibration.smoothing.n and not record.get("stopping", False)
 
 
 def _from(candidates: Sequence[Candidate], calibration: Calibration) -> Calibration:

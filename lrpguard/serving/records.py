@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from lrpguard.calibration import Calibration
 from lrpguard.serving.answer import Outcome
 from lrpguard.serving.config import PolicySection
 from lrpguard.serving.opening import Opened
@@ -57,7 +58,6 @@ def audit_lines(
         key: Key of the trail, by which the client's address is hashed.
     """
     calibration = opened.calibration
-    smoothing = calibration.smoothing
     common = {
         "event": "verdict",
         "time": datetime.fromtimestamp(call.stages.wall, UTC).isoformat(timespec="milliseconds"),
@@ -68,10 +68,8 @@ def audit_lines(
         "fingerprint": calibration.fingerprint,
         "calibration": opened.calibration_id,
         "key": key_id(opened.key),
-        "copies": smoothing.n,
-        "sigma": smoothing.sigma,
+        "sigma": calibration.smoothing.sigma,
         "alpha": calibration.alpha,
-        "threshold": calibration.threshold,
         "on_flag": policy.on_flag,
         "shadow": policy.shadow,
         "ms": call.stages.milliseconds(),
@@ -86,9 +84,19 @@ def audit_lines(
             "flagged": outcome.flagged,
             "p_value": outcome.p_value,
             "score": outcome.score,
+            "threshold": _threshold(outcome, calibration),
+            "copies": outcome.copies,
+            "stopping": outcome.stopping,
             "status": outcome.status,
             "reason": outcome.reason,
         }
         | ({"near_duplicates": near[row]} if near else {})
         for row, outcome in enumerate(outcomes)
     ]
+
+
+def _threshold(outcome: Outcome, calibration: Calibration) -> float | None:
+    """Return the largest score that is not flagged; None without a guard, or with looks."""
+    if outcome.stopping or not outcome.copies:
+        return None
+    return calibration.at(outcome.copies).threshold

@@ -13,7 +13,7 @@ from lrpguard.noise import image_digest
 from lrpguard.serving.opening import Opened
 from lrpguard.serving.selftest import key_id
 
-_COMPARED = ("label", "flagged")
+_COMPARED = ("label", "flagged", "copies")
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,16 @@ def replay(
         tolerance: Largest difference of a score that is the same.
 
     Raises:
-        CalibrationMismatchError: A line is of another model, calibration or key.
+        CalibrationMismatchError: A line is of another model, calibration or key, or of early
+            stopping, which this guard has not.
     """
     for record in guarded_lines(records):
         image = images.get(record["image"])
         if image is None:
             continue
         _check_guard(record, opened)
-        verdict = opened.guard(image[None])
+        early = record.get("stopping", False)
+        verdict = opened.guard(image[None], copies=None if early else record["copies"])
         now = verdict.to_dicts()[0]
         score, p_value = now["score"], now["p_value"]
         difference = float("inf") if score is None else abs(score - record["score"])
@@ -92,3 +94,7 @@ def _check_guard(record: Mapping[str, Any], opened: Opened) -> None:
                 f"line {record['seq']} was judged with the {name} {record[name]}; this guard has "
                 f"{value}. Give the settings that were in force then."
             )
+    if record.get("stopping", False) and not opened.guard.stopping:
+        raise CalibrationMismatchError(
+            f"line {record['seq']} was judged with early stopping; set guard.stopping = true."
+        )

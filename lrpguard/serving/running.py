@@ -15,6 +15,7 @@ from lrpguard.serving.logs import log
 from lrpguard.serving.metrics import Metrics
 from lrpguard.serving.records import Call
 from lrpguard.serving.refusal import RefusedError, of_error, overloaded, too_late
+from lrpguard.serving.sizes import passes, run_choices
 from lrpguard.serving.worker import FullError, Job, Worker
 from lrpguard.smoothing import clean_logits, to_model
 
@@ -84,9 +85,26 @@ class Runner:
             TimeoutError: It was not done by then.
             Exception: Whatever the guard raises.
         """
-        job = Job(lambda: guard(images, maps=maps), len(images))
         block = self._policy.on_overload == "block"
-        return judged(await self._run(self._guarding, job, call, until, block=block))
+        job = self._job(guard, images, until, maps=maps)
+        return await self._run(self._guarding, job, call, block=block)
+
+    def _job(
+        self, guard: Guard, images: Tensor, until: float, *, maps: bool = False
+    ) -> Job[tuple[Outcome, ...]]:
+        """Return the run of the guard, with as many copies as there is time for."""
+        choices = run_choices(guard, fewer=self._policy.on_deadline == "fewer")
+
+        def run(choice: int) -> tuple[Outcome, ...]:
+            copies = list(choices)[choice]
+            verdict = guard(images, maps=maps, copies=copies)
+            if copies is None and guard.calibration is not None:  # now it is known how much it was
+                made = float(verdict.copies.double().mean())
+                job.size = len(images) * passes(guard.calibration, made)
+            return judged(verdict, stopping=copies is None)
+
+        job = Job(run, [len(images) * size for size in choices.values()], until)
+        return job
 
     async def bypassed(
         self, guard: Guard, images: Tensor, call: Call, reason: Unguarded
@@ -97,11 +115,10 @@ class Runner:
             RefusedError: There is no room or time for that either, or the model fails.
         """
         model = guard.model
-        job = Job(lambda: clean_logits(model, to_model(images, model)), len(images))
+        until = self._until(call)
+        job = Job(lambda _: clean_logits(model, to_model(images, model)), [len(images)], until)
         try:
-            logits = await self._run(
-                self._bare, job, call, self._until(call), block=False, stage="bare"
-            )
+            logits = await self._run(self._bare, job, call, block=False, stage="bare")
         except FullError as full:
             raise overloaded(full.retry_after) from full
         except TimeoutError:
@@ -118,9 +135,8 @@ class Runner:
             FullError: There is no room.
             Exception: Whatever the guard raises.
         """
-        job = Job(lambda: guard(images), len(images))
-        until = time.monotonic() + self._deadline
-        return judged(await self._run(self._guarding, job, call, until, block=False))
+        job = self._job(guard, images, time.monotonic() + self._deadline)
+        return await self._run(self._guarding, job, call, block=False)
 
     def close(self) -> None:
         """End the threads after the runs that wait."""
@@ -136,16 +152,17 @@ class Runner:
         worker: Worker,
         job: Job[T],
         call: Call,
-        until: float,
         *,
         block: bool,
         stage: str = "guard",
     ) -> T:
         queued = time.perf_counter()
         try:
-            future = await worker.enter(job, until=until, block=block)
+            future = await worker.enter(job, block=block)
             future.add_done_callback(_look)  # an abandoned run may fail unheard
-            return await asyncio.wait_for(asyncio.shield(future), max(0, until - time.monotonic()))
+            return await asyncio.wait_for(
+                asyncio.shield(future), max(0, job.until - time.monotonic())
+            )
         finally:
             job.abandoned.set()
             if job.begun is not None:

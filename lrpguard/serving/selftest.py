@@ -163,7 +163,8 @@ def key_id(key: bytes | None) -> str | None:
 
 
 def _judge(guard: Guard, image: Tensor) -> tuple[float, int]:
-    verdict = guard(image[None])
+    copies = _calibration(guard).smoothing.n  # all of them, also where the guard stops early
+    verdict = guard(image[None], copies=copies)
     if verdict.status[0] == "unguarded":
         raise SelfTestError(f"the guard fails on the self-test image: {verdict.failure}")
     return float(verdict.score[0]), int(verdict.label[0])

@@ -14,7 +14,7 @@ from lrpguard.errors import AuditError, InputError, LrpGuardError
 from lrpguard.inputs import check_images
 from lrpguard.noise import image_digest
 from lrpguard.secret import secret_key
-from lrpguard.serving.answer import Outcome, apply_policy
+from lrpguard.serving.answer import Outcome, apply_policy, withhold_copies
 from lrpguard.serving.audit import AuditTrail
 from lrpguard.serving.chain import chain_key
 from lrpguard.serving.config import ServiceConfig
@@ -152,6 +152,8 @@ class Service:
             return outcomes
         outcomes = await self._runner.guarded(opened.guard, images, call, maps=maps)
         await self._keep(outcomes, hashes, near, opened, call)
+        if not self.config.answer.expose_scores:
+            outcomes = withhold_copies(outcomes)
         return apply_policy(outcomes, self.config.policy.on_flag)
 
     def finish(
@@ -289,9 +291,11 @@ class Service:
             with call.stages.stage("audit"):
                 await self._append(self._trail, lines, call)
         for image, outcome in zip(hashes, outcomes, strict=True):
-            self.metrics.judged(outcome.status, outcome.score)
-            if self._drift is not None and outcome.score is not None:
-                window = self._drift.add(image, call.id, outcome.flagged, outcome.score)
+            all_copies = outcome.copies == opened.calibration.smoothing.n
+            score = outcome.score if all_copies and not outcome.stopping else None
+            self.metrics.judged(outcome.status, outcome.copies, score)
+            if self._drift is not None and not outcome.unguarded:
+                window = self._drift.add(image, call.id, outcome.flagged, score)
                 if window is not None:
                     self._tell_of(window)
 

@@ -38,6 +38,7 @@ def shown(outcome: Outcome, opened: Opened, *, request_id: str, scores: bool) ->
         "status": outcome.status,
         "unguarded": outcome.unguarded,
         "reason": outcome.reason,
+        "copies": outcome.copies,
     }
     if scores:
         answer |= {"p_value": outcome.p_value, "score": outcome.score}

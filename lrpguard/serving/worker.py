@@ -6,14 +6,17 @@ import asyncio
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
 SMOOTHING = 0.2
-"""Weight of the newest run in the estimate of how long an image takes."""
+"""Weight of the newest run in the estimate of how long a unit takes."""
+
+HEADROOM = 1.2
+"""A size fits where it would be in time even if it took so many times as long as expected."""
 
 
 class FullError(Exception):
@@ -35,26 +38,49 @@ class AbandonedError(Exception):
 class Job(Generic[T]):
     """A run that waits for the thread, or is on it.
 
+    It may be done in several sizes. Which, is chosen as it begins, by the time that is left.
+
+    Args:
+        run: Called with the index of the size that was chosen.
+        sizes: How much there is to do, ascending, in units that take about the same time.
+        until: When it must be done, by ``time.monotonic``.
+
     Attributes:
         abandoned: Set where nobody waits for it any more: it is not begun.
         begun: When it began, by ``time.perf_counter``; None while it waits.
         ended: When it ended.
+        size: The size that was chosen; the run may correct it.
     """
 
-    def __init__(self, run: Callable[[], T], images: int) -> None:
+    def __init__(self, run: Callable[[int], T], sizes: Sequence[float], until: float) -> None:
         self.run = run
-        self.images = images
+        self.sizes = tuple(sizes)
+        self.until = until
         self.abandoned = threading.Event()
         self.begun: float | None = None
         self.ended: float | None = None
+        self.size = self.sizes[0]
 
-    def __call__(self) -> T:
+    def choose(self, at: float, per_unit: float | None) -> int:
+        """Return the index of the largest size that fits; of the smallest where none does.
+
+        Args:
+            at: When it begins, by ``time.monotonic``.
+            per_unit: Seconds that a unit takes; None where that is not known: everything fits.
+        """
+        seconds = HEADROOM * (per_unit or 0.0)
+        fitting = [k for k, size in enumerate(self.sizes) if at + size * seconds <= self.until]
+        return max(fitting, default=0)
+
+    def __call__(self, per_unit: float | None) -> T:
         """Run it, unless it was abandoned."""
         if self.abandoned.is_set():
             raise AbandonedError
+        choice = self.choose(time.monotonic(), per_unit)
+        self.size = self.sizes[choice]
         self.begun = time.perf_counter()
         try:
-            return self.run()
+            return self.run(choice)
         finally:
             self.ended = time.perf_counter()
 
@@ -77,45 +103,48 @@ class Worker:
         self._tell = tell
         self._room = asyncio.Semaphore(waiting + 1)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
-        self._per_image: float | None = None
-        self._images = 0
-        self._jobs = 0
+        self._per_unit: float | None = None
+        self._jobs: list[Job[Any]] = []
 
     @property
     def depth(self) -> int:
         """Number of runs that wait or run."""
-        return self._jobs
+        return len(self._jobs)
 
     def expected_wait(self) -> float:
-        """Return the seconds until a run that comes now would begin, as far as is known."""
-        return self._images * (self._per_image or 0.0)
+        """Return the seconds until a run that comes now would begin, as far as is known.
 
-    def expected_run(self, images: int) -> float:
-        """Return the seconds that a run would take, as far as is known."""
-        return images * (self._per_image or 0.0)
+        Each run before it takes the size that it will choose, as far as is known.
+        """
+        now = at = time.monotonic()
+        per_unit = self._per_unit or 0.0
+        for job in self._jobs:
+            size = job.sizes[job.choose(at, per_unit)] if job.begun is None else job.size
+            at += size * per_unit
+        return at - now
 
-    async def enter(self, job: Job[T], *, until: float, block: bool) -> asyncio.Future[T]:
+    async def enter(self, job: Job[T], *, block: bool) -> asyncio.Future[T]:
         """Put a run into the queue.
 
         Args:
             job: The run.
-            until: When it must be done, by ``time.monotonic``.
-            block: Whether to wait for room until then.
+            block: Whether to wait for room until it must be done.
 
         Returns:
             Its result to come.
 
         Raises:
-            FullError: There is no room; or the queue is so long that it would be done too late.
+            FullError: There is no room; or the queue is so long that it would be done too late,
+                in its smallest size.
         """
-        needed = self.expected_wait() + self.expected_run(job.images)
-        if self._jobs and not block and time.monotonic() + needed > until:
+        needed = self.expected_wait() + job.sizes[0] * (self._per_unit or 0.0)
+        if self._jobs and not block and time.monotonic() + needed > job.until:
             raise FullError(self._retry_after())
         if self._room.locked():
             if not block:
                 raise FullError(self._retry_after())
             try:
-                await asyncio.wait_for(self._room.acquire(), until - time.monotonic())
+                await asyncio.wait_for(self._room.acquire(), job.until - time.monotonic())
             except TimeoutError:
                 raise FullError(self._retry_after()) from None
         else:
@@ -127,22 +156,21 @@ class Worker:
         self._thread.shutdown(wait=True)
 
     def _submit(self, job: Job[T]) -> asyncio.Future[T]:
-        self._jobs += 1
-        self._images += job.images
-        self._tell(self._jobs)
-        future = asyncio.get_running_loop().run_in_executor(self._thread, job)
+        self._jobs.append(job)
+        self._tell(self.depth)
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(self._thread, lambda: job(self._per_unit))
         future.add_done_callback(lambda _: self._leave(job))
         return future
 
     def _leave(self, job: Job[T]) -> None:
-        self._jobs -= 1
-        self._images -= job.images
-        self._tell(self._jobs)
+        self._jobs.remove(job)
+        self._tell(self.depth)
         self._room.release()
         if job.begun is not None and job.ended is not None:
-            took = (job.ended - job.begun) / job.images
-            known = took if self._per_image is None else self._per_image
-            self._per_image = known + SMOOTHING * (took - known)
+            took = (job.ended - job.begun) / job.size
+            known = took if self._per_unit is None else self._per_unit
+            self._per_unit = known + SMOOTHING * (took - known)
 
     def _retry_after(self) -> int:
         return max(1, math.ceil(self.expected_wait()))

@@ -166,3 +166,15 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < until
         time.sleep(0.02)
+
+
+def test_looks_are_calibrated_where_they_are_asked_for(
+    run: Run, clean_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "c.safetensors"
+    noise = ("--detector", "paper", "--n", "20", "--sigma", "0.1")
+    options = ("--model", MODEL, "--data", clean_folder, *noise, "--looks", "--out", out)
+    done = run("calibrate", *options)
+    assert done.code == 0
+    assert "looks at [2, 4, 8, 20]" in done.out
+    assert Calibration.load(out).copies == (2, 4, 8, 20)

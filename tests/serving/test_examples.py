@@ -64,7 +64,7 @@ def test_the_dashboard_asks_for_metrics_that_there_are(guard: Guard) -> None:
     metrics.calibrated(guard.calibration, "0" * 16)
     metrics.drifted("scores", 1.0)
     metrics.alerted("drift")
-    metrics.judged("clean", 1.0)
+    metrics.judged("clean", 4, 1.0)
     metrics.took("guard", 0.1)
     there = set(re.findall(r"^(lrpguard_\w+)", metrics.exposition()[0].decode(), re.MULTILINE))
     dashboard = json.loads((EXAMPLES / "grafana.json").read_text())

@@ -1,0 +1,91 @@
+"""The thread's queue: how long it takes, and how much of a run there is time for."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+
+import pytest
+
+from lrpguard.serving.worker import HEADROOM, FullError, Job, Worker
+
+FAR = math.inf
+
+
+def sized(*sizes: float, until: float = FAR) -> Job[int]:
+    """Return a run that gives the index of the size that was chosen."""
+    return Job(lambda choice: choice, sizes, until)
+
+
+class TestChoice:
+    @pytest.mark.parametrize(
+        ("left", "chosen"), [(100.0, 2), (40.0, 2), (39.9, 1), (20.0, 1), (19.9, 0), (-5.0, 0)]
+    )
+    def test_is_the_largest_that_fits_with_headroom(self, left: float, chosen: int) -> None:
+        job = sized(5, 10, 20, until=HEADROOM * left)
+        assert job.choose(0.0, per_unit=2.0) == chosen
+
+    def test_is_all_where_nothing_was_measured_yet(self) -> None:
+        assert sized(5, 10, until=time.monotonic() + 1e-3).choose(time.monotonic(), None) == 1
+
+    def test_is_made_as_the_run_begins(self) -> None:
+        job = sized(1, 2, until=time.monotonic() - 1)
+        assert job(per_unit=1.0) == 0
+        assert job.size == 1
+
+
+class TestEstimate:
+    def test_is_learnt_from_runs_of_any_size(self) -> None:
+        async def scenario() -> float:
+            worker = Worker(4, "test")
+            await (await worker.enter(Job(lambda _: time.sleep(0.05), [1.0], FAR), block=False))
+            await (await worker.enter(Job(lambda _: time.sleep(0.2), [4.0], FAR), block=False))
+            held = threading.Event()
+            waiting = [
+                await worker.enter(Job(lambda _: held.wait(30), [10.0], FAR), block=False)
+                for _ in range(2)
+            ]
+            expected = worker.expected_wait()
+            held.set()
+            await asyncio.gather(*waiting)
+            worker.close()
+            return expected
+
+        assert (
+            1.0 <= asyncio.run(scenario()) < 10.0
+        )  # 20 units of 0.05 s, or more on a busy machine
+
+    def test_runs_that_wait_are_expected_in_the_size_they_will_choose(self) -> None:
+        async def scenario() -> tuple[float, int]:
+            worker = Worker(4, "test")
+            await (await worker.enter(Job(lambda _: time.sleep(0.1), [1.0], FAR), block=False))
+            held = threading.Event()
+            first = await worker.enter(Job(lambda _: held.wait(30), [1.0], FAR), block=False)
+            soon = sized(1, 10_000, until=time.monotonic() + 60)  # all of it takes 1,000 s
+            later = await worker.enter(soon, block=False)
+            expected = worker.expected_wait()
+            held.set()
+            await first
+            chosen = await later
+            worker.close()
+            return expected, chosen
+
+        expected, chosen = asyncio.run(scenario())
+        assert expected < 60
+        assert chosen == 0
+
+    def test_no_size_in_time_is_no_room(self) -> None:
+        async def scenario() -> None:
+            worker = Worker(4, "test")
+            await (await worker.enter(Job(lambda _: time.sleep(0.1), [1.0], FAR), block=False))
+            held = threading.Event()
+            first = await worker.enter(Job(lambda _: held.wait(30), [1.0], FAR), block=False)
+            with pytest.raises(FullError):
+                await worker.enter(sized(1e4, until=time.monotonic() + 60), block=False)
+            held.set()
+            await first
+            worker.close()
+
+        asyncio.run(scenario())
