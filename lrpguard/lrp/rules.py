@@ -268,6 +268,8 @@ class Gamma(WeightRule):
         total, bias = _stabilized_sum(layer, weights, raised, step)
         above = None if ledger is None else total - step
         if rectified:
+            # Where the ReLU is shut the sum may be anything, zero, too: the factor there is 0.
+            total.masked_fill_(total == 0, step)
             factor = torch.div(value, total, out=total)
             return layer.passing(value, [Flow(weights, factor, total=above, bias=bias)], ledger)
         below = None if above is None else (2 + self.gamma) * value - above

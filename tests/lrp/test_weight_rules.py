@@ -151,6 +151,20 @@ class TestOneLayer:
         zero = relevance(model, x, composite=COMPOSITES["zero"])
         assert rel_l2(ours.relevance, zero.relevance) <= 1e-12
 
+    def test_gamma_of_a_sum_that_is_zero_where_the_relu_is_shut(self) -> None:
+        """At the first pixel z = 1 - 1.25 < 0 and z + gamma p = 1.25 - 1.25 = 0, exactly."""
+        conv, head = nn.Conv2d(1, 1, 1), nn.Linear(2, 2, bias=False)
+        net = nn.Sequential(conv, nn.ReLU(), nn.Flatten(), head).eval()
+        with torch.no_grad():
+            conv.weight.fill_(-1.25)
+            conv.bias.fill_(1.0)  # type: ignore[union-attr]
+            head.weight.copy_(torch.tensor([[1.0, 2.0], [0.0, 0.0]]))
+        x = torch.tensor([1.0, 0.4]).view(1, 1, 1, 2)
+        composite = Composite("g", Zero(), (LayerRule(Gamma(0.25), kind="convolution"),))
+        found = relevance(net, x, composite=composite).relevance.flatten().tolist()
+        # z = 0.5 at the second pixel, relevance 2 * 0.5; its term is -0.5 of 1.25 - 0.5.
+        assert found == [0.0, pytest.approx(-0.5 / 0.75)]
+
     def test_z_box_knows_the_normalisation(self) -> None:
         """Bounds (0 - mean) / std and (1 - mean) / std of each channel, by hand."""
         mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.5])
