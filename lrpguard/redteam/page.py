@@ -67,6 +67,8 @@ def _section(card: Card) -> list[str]:
         "",
         "SR@5 and SR@1: share of all attempts that do both, at 5 % and 1 % false positives, after "
         "rounding to 8 bits; in brackets 95 % Wilson intervals. An attacker's SR is a lower bound. "
+        "In brackets beside the steps, or queries: how many the median image took before there "
+        "was nothing left to gain. "
         f"*{WORST.capitalize()}* takes of each image the attempt that passes best, chosen after "
         "the fact.",
         "",
@@ -115,12 +117,13 @@ def verdict(share: Proportion) -> str:
 
 
 def _line(row: Row) -> str:
-    queries = f" (median {row['queries']})" if "queries" in row else ""
+    taken = row.get("queries", row.get("taken"))
+    beside = "" if taken is None or taken == row["steps"] else f" (median {taken:g})"
     cells = [
         row["attack"],
         row["knows"],
         f"{row['levels']}/255",
-        f"{row['steps']}{queries}" if row["steps"] else "-",
+        f"{row['steps']}{beside}" if row["steps"] else "-",
         str(row["copies"]) if row["copies"] else "-",
         _share(row["fooled"]),
         _number(_proportion(row["sr_5%"])),

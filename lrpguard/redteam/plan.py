@@ -113,12 +113,10 @@ def plan(levels: Sequence[int], *, substitute: bool, n: int, quick: bool) -> Ite
     levels = sorted(levels, reverse=True)
     for each in levels:
         yield _plain(each, steps)
-        yield _aware(each, steps, manner="orthogonal")
-    for each in levels:
-        yield _aware(each, steps, gray=True)
-    for each in levels:
         yield _aware(each, steps)
     # Where there is something left to gain: at the smallest change.
+    yield _aware(levels[-1], steps, manner="orthogonal")
+    yield _aware(levels[-1], steps, gray=True)
     yield _aware(levels[-1], steps, key="its own", n=n)
     yield _aware(levels[-1], steps, key="another", n=n)
     yield _matching(levels[0], 2 * steps)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
@@ -220,15 +221,15 @@ def _attack(target: Target, entry: Entry, settings: Settings) -> tuple[dict[str,
     }
     if queries is not None:
         row["queries"] = queries
-    if trace.losses:
+    if trace.first:
         row |= {"fell": trace.fell, "blind": round(trace.blind_share, 4)}
-        row["loss"] = [round(value, 3) for value in _ends(trace)]
+        row |= {"taken": float(median(trace.taken)), "loss": _ends(trace)}
     return row, judged
 
 
-def _ends(trace: Trace) -> tuple[float, float]:
-    first, last = zip(*trace.ends, strict=True)
-    return sum(first) / len(first), sum(last) / len(last)
+def _ends(trace: Trace) -> list[float]:
+    """Return the mean loss of an image at its first and at its last step."""
+    return [round(sum(losses) / len(losses), 3) for losses in (trace.first, trace.last)]
 
 
 def _check_ball(entry: Entry, images: Tensor, attacked: Tensor) -> None:

@@ -83,14 +83,15 @@ def guard_aware_pgd(
     blind = manner == "joint" and weight == 0
 
     def objective(noise: Noise, classes: Tensor) -> Objective:
-        def see(batch: Tensor) -> Sight:
+        def see(batch: Tensor, rows: Tensor) -> Sight:
+            of = classes[rows]
             if blind:
                 own = guard.model(batch).double()
-                model, won = _misled(own, classes, _best_wrong(own, classes))
+                model, won = _misled(own, of, _best_wrong(own, of))
                 return Sight(model, torch.zeros_like(model), won)
             looks = look(guard.model, batch, noise, guard.smoothing.sigma)
-            wrong = _best_wrong(looks.mean(), classes)
-            model, won = _misled(looks.own, classes, wrong)
+            wrong = _best_wrong(looks.mean(), of)
+            model, won = _misled(looks.own, of, wrong)
             found = surrogate.anomaly(batch, looks, wrong)
             return Sight(model, surrogate.excess(found).to(model.device), won)
 
@@ -123,10 +124,11 @@ def false_alarm(
     wanted = ALARM * surrogate.threshold**0.5
 
     def objective(noise: Noise, classes: Tensor) -> Objective:
-        def see(batch: Tensor) -> Sight:
+        def see(batch: Tensor, rows: Tensor) -> Sight:
+            of = classes[rows]
             looks = look(guard.model, batch, noise, guard.smoothing.sigma)
-            lead = margin(looks.own, classes)
-            found = surrogate.anomaly(batch, looks, classes)
+            lead = margin(looks.own, of)
+            found = surrogate.anomaly(batch, looks, of)
             missing = (wanted - found.clamp(min=1e-6).sqrt()).clamp(min=0)
             return Sight((CONFIDENCE - lead).clamp(min=0), missing.to(lead.device), lead > 0)
 
@@ -159,11 +161,12 @@ def mislead_restoration(
     Surrogate.of(guard)  # refuses a guard that restores in another way
 
     def objective(noise: Noise, classes: Tensor) -> Objective:
-        def see(batch: Tensor) -> Sight:
+        def see(batch: Tensor, rows: Tensor) -> Sight:
+            of = classes[rows]
             looks = look(guard.model, batch, noise, guard.smoothing.sigma)
             beside = torch.cat([looks.noisy.mean(0, keepdim=True), looks.views])
-            wrong = _best_wrong(beside.mean(0), classes)
-            lead = margin(looks.own, classes)
+            wrong = _best_wrong(beside.mean(0), of)
+            lead = margin(looks.own, of)
             short = torch.stack(
                 [(CONFIDENCE - margin(view, wrong)).clamp(min=0) for view in beside]
             )

@@ -82,8 +82,9 @@ class Sight:
     won: Tensor
 
 
-Objective = Callable[[Tensor], Sight]
-"""From images of whole 8-bit levels [B, C, H, W] to what the attack sees."""
+Objective = Callable[[Tensor, Tensor], Sight]
+"""From images of whole 8-bit levels [R, C, H, W], and which of the chunk's they are [R], to what
+the attack sees."""
 
 
 @dataclass
@@ -91,16 +92,19 @@ class Trace:
     """What a search went through, to tell a hard guard from a blind attack.
 
     Attributes:
-        losses: Mean over images of the summed losses, one a step and chunk.
+        first: Weighted loss of each image at its first step.
+        last: The same at its last.
+        taken: Steps that each image took before there was nothing left to gain.
         blind: Image-steps whose gradient was zero although there was something left to gain.
         seen: All image-steps.
-        ends: Mean loss of each chunk at its first and its last step.
     """
 
-    losses: list[float] = field(default_factory=list)
+    first: list[float] = field(default_factory=list)
+    last: list[float] = field(default_factory=list)
+    taken: list[int] = field(default_factory=list)
     blind: int = 0
     seen: int = 0
-    ends: list[tuple[float, float]] = field(default_factory=list)
+    _present: dict[int, tuple[float, float, int]] = field(default_factory=dict)
 
     @property
     def blind_share(self) -> float:
@@ -109,8 +113,27 @@ class Trace:
 
     @property
     def fell(self) -> bool:
-        """Whether the loss was lower at the end than at the start, on average over chunks."""
-        return not self.ends or sum(last - first for first, last in self.ends) < 0
+        """Whether the loss was lower at the end than at the start, on average over images."""
+        return not self.first or sum(self.last) < sum(self.first)
+
+    def note(self, rows: Tensor, losses: Tensor) -> None:
+        """Note the losses of those images of the chunk that are still sought [R]."""
+        for row, loss in zip(rows.tolist(), losses.tolist(), strict=True):
+            begun, _, steps = self._present.get(row, (loss, loss, -1))
+            self._present[row] = (begun, loss, steps + 1)
+
+    def note_steps(self, images: int, blind: int) -> None:
+        """Count image-steps, and those without a gradient."""
+        self.seen += images
+        self.blind += blind
+
+    def close(self) -> None:
+        """End the chunk."""
+        for begun, ended, steps in self._present.values():
+            self.first.append(begun)
+            self.last.append(ended)
+            self.taken.append(steps)
+        self._present.clear()
 
 
 def check_manner(manner: str, weight: float) -> None:
@@ -142,7 +165,8 @@ def descend(
     """Return the best iterate of each image, in 8 bits.
 
     Of all iterates, each image keeps one that wins the model over, if there is one, and of these
-    that of least loss of the guard; else that of least loss of the model.
+    that of least loss of the guard; else that of least loss of the model. An image for which there
+    is nothing left to gain is done.
 
     Args:
         objective: What is sought.
@@ -156,26 +180,36 @@ def descend(
     change, low, high = _start(clean, effort)
     velocity = torch.zeros_like(change)
     kept = quantize(clean)
-    least = torch.full((len(clean),), torch.inf, dtype=torch.float64)
-    winning = torch.zeros(len(clean), dtype=torch.bool)
+    device = clean.device
+    least = torch.full((len(clean),), torch.inf, dtype=torch.float64, device=device)
+    winning = torch.zeros(len(clean), dtype=torch.bool, device=device)
+    rows = torch.arange(len(clean), device=device)
     for step in range(effort.steps + 1):
-        change = change.detach().requires_grad_()
-        seen = rounded(clean + change)
-        sight = objective(seen)
-        won = sight.won.cpu()
-        value = torch.where(won, sight.guard.detach().cpu(), sight.model.detach().cpu()).double()
-        better = (won & ~winning) | ((won == winning) & (value < least))
-        kept[better.to(kept.device)] = quantize(seen.detach()[better.to(kept.device)])
-        least, winning = torch.where(better, value, least), winning | won
-        _note(trace, sight, first=step == 0, last=step == effort.steps, weight=weight)
-        if step == effort.steps:
+        moved = change[rows].detach().requires_grad_()
+        seen = rounded(clean[rows] + moved)
+        sight = objective(seen, rows)
+        won = sight.won.to(device)
+        model, guard = (loss.detach().to(device).double() for loss in (sight.model, sight.guard))
+        value = torch.where(won, guard, model)
+        before = winning[rows]
+        better = (won & ~before) | ((won == before) & (value < least[rows]))
+        chosen = rows[better]
+        kept[chosen], least[chosen] = quantize(seen.detach()[better]), value[better]
+        winning[rows] |= won
+        # Of the model alone more than being wrong is wanted, so both losses have to be nothing.
+        left = (guard > 0) | (model > 0)
+        trace.note(rows, model + weight * guard)
+        if step == effort.steps or not bool(left.any()):
             break
-        gradient = _gradient(sight, change, manner, weight)
+        gradient = _gradient(sight, moved, manner, weight)
         size = gradient.abs().mean((1, 2, 3), keepdim=True)
-        _note_blind(trace, sight, size, weight)
-        velocity = MOMENTUM * velocity + gradient / size.clamp(min=1e-12)
+        trace.note_steps(len(rows), int((left & (size.flatten() == 0)).sum()))
+        pace = MOMENTUM * velocity[rows] + gradient / size.clamp(min=1e-12)
         length = effort.eps * FIRST_STEP * (LAST_STEP / FIRST_STEP) ** (step / effort.steps)
-        change = (change.detach() - length * velocity.sign()).clamp(low, high)
+        velocity[rows] = pace
+        change[rows] = (moved.detach() - length * pace.sign()).clamp(low[rows], high[rows])
+        rows = rows[left]
+    trace.close()
     return kept
 
 
@@ -204,18 +238,3 @@ def _apart(gradient: Tensor, other: Tensor) -> Tensor:
     """Return the part of a gradient that is orthogonal to another one, image by image."""
     along = (gradient * other).sum((1, 2, 3), keepdim=True)
     return gradient - along / other.square().sum((1, 2, 3), keepdim=True).clamp(min=1e-20) * other
-
-
-def _note(trace: Trace, sight: Sight, *, first: bool, last: bool, weight: float) -> None:
-    loss = float((sight.model.detach() + weight * sight.guard.detach()).mean())
-    trace.losses.append(loss)
-    if first:
-        trace.ends.append((loss, loss))
-    elif last:
-        trace.ends[-1] = (trace.ends[-1][0], loss)
-
-
-def _note_blind(trace: Trace, sight: Sight, size: Tensor, weight: float) -> None:
-    left = (sight.model.detach() > 0) | (weight * sight.guard.detach() > 0)
-    trace.blind += int((left & (size.flatten() == 0).to(left.device)).sum())
-    trace.seen += len(left)

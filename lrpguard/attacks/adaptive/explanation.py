@@ -82,9 +82,9 @@ def mislead_explanation(
         )
 
     def objective(wanted: Tensor, classes: Tensor) -> Objective:
-        def see(batch: Tensor) -> Sight:
-            lead = margin(model(batch), classes)
-            far = 1 - likeness(soft_map(model, batch, classes), wanted)
+        def see(batch: Tensor, rows: Tensor) -> Sight:
+            lead = margin(model(batch), classes[rows])
+            far = 1 - likeness(soft_map(model, batch, classes[rows]), wanted[rows])
             return Sight((1 - lead).clamp(min=0), far, lead.detach() > 0)
 
         return see

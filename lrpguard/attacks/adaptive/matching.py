@@ -63,10 +63,10 @@ def feature_matching(
         wanted = torch.cat([model(part) for part in check_images(donors).split(BATCH)])
 
     def objective(target: Tensor, classes: Tensor) -> Objective:
-        def see(batch: Tensor) -> Sight:
+        def see(batch: Tensor, rows: Tensor) -> Sight:
             logits = model(batch)
-            distance = (logits - target).square().mean(1)
-            return Sight(distance, distance.detach(), logits.detach().argmax(1) != classes)
+            distance = (logits - target[rows]).square().mean(1)
+            return Sight(distance, distance.detach(), logits.detach().argmax(1) != classes[rows])
 
         return see
 

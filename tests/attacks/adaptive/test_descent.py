@@ -19,7 +19,7 @@ from lrpguard.errors import ConfigurationError
 CLEAN = torch.full((2, 1, 2, 2), 0.5)
 
 
-def above(images: Tensor) -> Sight:
+def above(images: Tensor, rows: Tensor) -> Sight:
     """Want the mean pixel of the model above 0.52, and that of the guard's first row small."""
     lacking = (0.52 - images.mean((1, 2, 3))).clamp(min=0)
     return Sight(lacking, images[:, :, 0].mean((1, 2)), lacking.detach() == 0)
@@ -37,7 +37,7 @@ def test_refuses_a_senseless_effort(wrong: dict[str, float]) -> None:
 def test_reaches_what_can_be_reached(manner: str) -> None:
     effort = Effort(eps=20 / 255, steps=40)
     found = descend(above, CLEAN, effort, manner=manner, weight=0.1)  # type: ignore[arg-type]
-    sight = above(found)
+    sight = above(found, torch.arange(2))
     assert sight.won.all()
     # The lower row alone does it, by some 4/255 on average, and the upper one is free to fall.
     assert (found[:, :, 0] < found[:, :, 1]).all()
@@ -65,9 +65,9 @@ def test_orthogonal_gradients_leave_the_other_loss_alone() -> None:
 
 
 def test_the_trace_counts_steps_without_a_gradient() -> None:
-    def flat(images: Tensor) -> Sight:
+    def flat(images: Tensor, rows: Tensor) -> Sight:
         lost = 1 + 0 * images.sum((1, 2, 3))
-        return Sight(lost, 0 * lost, torch.zeros(2, dtype=torch.bool))
+        return Sight(lost, 0 * lost, torch.zeros(len(images), dtype=torch.bool))
 
     blind, seeing = Trace(), Trace()
     descend(flat, CLEAN, Effort(eps=0.1, steps=5), trace=blind)
@@ -76,6 +76,22 @@ def test_the_trace_counts_steps_without_a_gradient() -> None:
     assert not blind.fell
     assert seeing.blind == 0
     assert seeing.fell
+
+
+def test_an_image_with_nothing_left_to_gain_is_done() -> None:
+    asked: list[list[int]] = []
+
+    def first_is_easy(images: Tensor, rows: Tensor) -> Sight:
+        asked.append(rows.tolist())
+        loss = images.mean((1, 2, 3)) * (rows > 0)
+        return Sight(loss, 0 * loss, loss.detach() == 0)
+
+    trace = Trace()
+    found = descend(first_is_easy, CLEAN, Effort(eps=0.1, steps=4), trace=trace)
+    assert asked == [[0, 1], [1], [1], [1], [1]]
+    assert trace.taken == [0, 4]
+    assert trace.seen == 5
+    assert found[1].mean() < found[0].mean()
 
 
 def test_chunks_shrink_with_what_is_looked_at() -> None:

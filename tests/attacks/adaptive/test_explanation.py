@@ -26,13 +26,13 @@ def test_the_map_becomes_anothers_and_the_label_stays() -> None:
     attacked = mislead_explanation(model, images, labels, wanted, Effort(eps=16 / 255, steps=60))
     assert state_of(model) == state
     after = explain(model, attacked, n=8, sigma=0.01).relevance_mean
-    random = images + 16 / 255 * torch.randn(images.shape).sign()
-    control = explain(model, random.clamp(0, 1), n=8, sigma=0.01).relevance_mean
-    gain = likeness(after, wanted) - likeness(before, wanted)
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.randn(images.shape, generator=generator).sign()
+    shaken = (images + 16 / 255 * signs).clamp(0, 1)
+    control = explain(model, shaken, n=8, sigma=0.01).relevance_mean
+    gain, chance = (likeness(m, wanted) - likeness(before, wanted) for m in (after, control))
     assert float(gain.mean()) > 0.15
-    assert float(gain.mean()) > 3 * float(
-        (likeness(control, wanted) - likeness(before, wanted)).mean()
-    )
+    assert float(gain.mean()) > float(chance.mean()) + 0.1
     with torch.no_grad():
         assert (model(attacked).argmax(1) == labels).all()
     assert (attacked - images).abs().max() <= 16 / 255 + 1e-6
