@@ -171,7 +171,8 @@ def _over_time(distinct: Sequence[Line]) -> Html:
 def _scores(distinct: Sequence[Line]) -> Html:
     scores = np.array([float(line["score"]) for line in distinct])
     thresholds = {line["threshold"] for line in distinct}
-    threshold = float(distinct[-1]["threshold"]) if len(thresholds) == 1 else None
+    only = thresholds.pop() if len(thresholds) == 1 else None
+    threshold = None if only is None else float(only)  # early stopping has none
     picture = figure(
         histogram(scores, None, threshold, label="Scores of the traffic"),
         "Anomaly scores of the distinct images; what lies to the right of the dashed line is "

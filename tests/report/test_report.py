@@ -192,6 +192,11 @@ def test_an_audit_trail(tmp_path: Path) -> None:
     assert "1 of 62 answers are the bare model" in text
 
 
+def test_an_audit_trail_of_early_stopping_has_no_single_threshold(tmp_path: Path) -> None:
+    lines = [verdict(i, threshold=None, stopping=True) for i in range(30)]
+    assert "30 distinct images judged" in report_page(audit(tmp_path / "a", lines), command="")
+
+
 def test_an_audit_trail_without_verdicts(tmp_path: Path) -> None:
     checked(report_page(audit(tmp_path / "a", [{"event": "monitor"}]), command=""))
     unguarded = [verdict(1, p_value=None, score=None, status="unguarded", reason="overload")]
