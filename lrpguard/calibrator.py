@@ -204,7 +204,8 @@ def _proposals(detector: Detector, readings: Readings, anomalies: Tensor) -> Ten
     """Return the evidence for another label of clean images, where there are candidates [n]."""
     if not isinstance(detector, CombinedDetector) or readings.candidates is None:
         return None
-    return propose(readings.candidates, detector.consistency, anomalies).evidence
+    found, painted = readings.candidates, detector.painted(readings)
+    return propose(found, detector.consistency, anomalies, painted).evidence
 
 
 def _header(plan: Plan) -> dict[str, object]:
@@ -219,7 +220,7 @@ def _header(plan: Plan) -> dict[str, object]:
         "composite": smoothing.composite.to_dict(),
         "key": hashlib.sha256(b"lrpguard checkpoint" + plan.key).hexdigest()[:16],
         "scores": list(SCORES),
-        "views": [*VIEWS, *STRONG_VIEWS],
+        "views": [*VIEWS, "covered", *STRONG_VIEWS],
     } | ({} if plan.looks is None else {"looks": list(plan.copies)})
 
 

@@ -19,9 +19,6 @@ from lrpguard.restoration import UNKNOWN, Restoration
 SUPPORT_WEIGHT = 0.5
 """Weight of a candidate's log-probability on the strong views, against one unit of consistency."""
 
-SUPPORT_FLOOR = 1e-4
-"""Probability added before the logarithm: less than this is no support at all."""
-
 VOTE_WEIGHT = 0.5
 """Weight of the log-ratio of candidate to label in the evidence for replacing the label."""
 
@@ -82,22 +79,28 @@ class Proposal:
     confidence: Tensor
 
 
-def propose(found: Candidates, model: ConsistencyModel, anomaly: Tensor) -> Proposal:
+def propose(
+    found: Candidates, model: ConsistencyModel, anomaly: Tensor, painted: Tensor
+) -> Proposal:
     """Return the proposal for each request, flagged or not.
 
-    The candidate z that maximises ``consistency_z + 0.5 log(support_z)`` is proposed. The
-    evidence for it is ``consistency_z + 0.5 log(p_z / p_y) + anomaly / 2``, the logarithm held
-    within 4: how clearly views and noise speak for z, and how unlike clean data the request is
-    altogether (half a squared norm is a log-likelihood ratio).
+    Consistency is that of noise and denoised views or, where a place seems painted, of its
+    covering if that is larger. The candidate z that maximises
+    ``consistency_z + 0.5 log(support_z)`` is proposed. The evidence for it is
+    ``consistency_z + 0.5 log(p_z / p_y) + anomaly / 2``, the logarithm held within 4: how clearly
+    views and noise speak for z, and how unlike clean data the request is altogether (half a
+    squared norm is a log-likelihood ratio).
 
     Args:
         found: Candidates of the requests.
         model: Fitted to clean images.
         anomaly: Anomaly scores of the combined detector [B].
+        painted: Whether a place of the request is suspiciously rough, so that its covering
+            counts, too, bool [B].
     """
     # Request by request: over a larger batch a mean may round differently.
     parts = [
-        _propose_one(found.select(slice(i, i + 1)), model, anomaly[i : i + 1])
+        _propose_one(found.select(slice(i, i + 1)), model, anomaly[i : i + 1], bool(painted[i]))
         for i in range(len(found))
     ]
     return Proposal(
@@ -105,9 +108,12 @@ def propose(found: Candidates, model: ConsistencyModel, anomaly: Tensor) -> Prop
     )
 
 
-def _propose_one(found: Candidates, model: ConsistencyModel, anomaly: Tensor) -> Proposal:
-    consistency = model.scores(found)
-    support = (found.support + SUPPORT_FLOOR).log()
+def _propose_one(
+    found: Candidates, model: ConsistencyModel, anomaly: Tensor, painted: bool
+) -> Proposal:
+    scores = model.scores(found)
+    consistency = scores.amax(2) if painted else scores[..., 0]
+    support = model.support(found)
     best = (consistency + SUPPORT_WEIGHT * support).argmax(1, keepdim=True)
     moved = found.values[..., :1] + found.values[..., 1:]  # f_z - f_y on each view [B, C, J]
     own = torch.zeros_like(moved[:, :1])

@@ -1,9 +1,10 @@
-"""Do noise and denoising move the prediction towards another class more than clean images' do?
+"""Do noise, denoising or covering move the prediction more than clean images'?
 
 An adversarial perturbation is small and finely tuned: noise and denoising take part of it away,
-and the logits fall back towards the class that the image shows. How far they may move on clean
-images depends on the predicted class, on the class they move to, and on how far that class was
-behind; the model here learns all three from clean images alone.
+and the logits fall back towards the class that the image shows. A patch is neither, but in one
+place, and covering it does the same. How far the logits may move on clean images depends on the
+predicted class, on the class they move to, and on how far that class was behind; the model here
+learns all three from clean images alone.
 
 Source: the log-odds under noise are those of Roth, Kilcher, Hofmann, ICML 2019, equations (6)-(9).
 Ours beyond theirs: denoised views beside the noisy copies, the dependence on the gap, statistics
@@ -25,6 +26,13 @@ from lrpguard.views import VIEWS
 CANDIDATES = 9
 """Other classes that are looked at: all of them where there are ten."""
 
+SUPPORT_FLOOR = 1e-4
+"""Probability added before the logarithm: less than this is no support at all."""
+
+TRUST_POWER = 4
+TRUST_FLOOR = 0.01
+"""Strong views count by this power of the share of clean images whose label they keep, and 1 %."""
+
 PRIOR_IMAGES = 10.0
 """Images' worth of weight that all pairs together have in the statistics of one pair."""
 
@@ -39,15 +47,17 @@ class Candidates:
             views [B, C].
         values: Of each candidate z against the label y: ``f_z - f_y`` on the request itself (the
             gap), then how much each view raises it (the shifts): mean of the noisy copies
-            first, then mild view after mild view; float64 [B, C, 1 + J].
-        support: Mean probability of each candidate on the strong views, the label left out,
-            float64 [B, C].
+            first, mild view after mild view, the covered view last; float64 [B, C, 1 + J].
+        support: Log-probability of each candidate on each strong view, the label left out,
+            float64 [B, C, S].
+        kept: 1 where a strong view keeps the label, else 0, float64 [B, S].
     """
 
     label: Tensor
     classes: Tensor
     values: Tensor
     support: Tensor
+    kept: Tensor
 
     def __len__(self) -> int:
         """Return the number of requests B."""
@@ -55,37 +65,38 @@ class Candidates:
 
     def select(self, rows: Tensor | slice) -> Candidates:
         """Return the candidates of some of the requests."""
-        parts = (self.label, self.classes, self.values, self.support)
-        return Candidates(*(part[rows] for part in parts))
+        return Candidates(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 def candidates(evidence: Evidence) -> Candidates:
     """Return the candidates of each request, on the CPU.
 
     Raises:
-        ConfigurationError: The denoised views were not run.
+        ConfigurationError: The changed views were not run.
     """
     if evidence.view_logits is None:
         raise ConfigurationError(
-            "the denoised views were not run, and candidates are read off them; smooth with "
+            "the changed views were not run, and candidates are read off them; smooth with "
             "views=True."
         )
     label = evidence.label.cpu()
     clean = evidence.logits.double().cpu()
     noisy = evidence.noisy_logits.double().cpu().mean(1, keepdim=True)
     moved = torch.cat([noisy, evidence.view_logits.double().cpu()], dim=1)
-    mild, strong = moved[:, : 1 + len(VIEWS)], moved[:, 1 + len(VIEWS) :]
+    mild, strong = moved[:, : 2 + len(VIEWS)], moved[:, 2 + len(VIEWS) :]  # covered with mild
     others = moved.scatter(2, label.view(-1, 1, 1).expand(-1, moved.shape[1], 1), -torch.inf)
     probability = others.softmax(2)
     count = min(CANDIDATES, clean.shape[1] - 1)
     classes = probability.mean(1).topk(count, dim=1).indices
     gap = _against(clean, label).gather(1, classes)
     shifts = [_against(view - clean, label).gather(1, classes) for view in mild.unbind(1)]
+    supports = [view.gather(1, classes) for view in probability[:, -strong.shape[1] :].unbind(1)]
     return Candidates(
         label=label,
         classes=classes,
         values=torch.stack([gap, *shifts], dim=2),
-        support=probability[:, -strong.shape[1] :].mean(1).gather(1, classes),
+        support=(torch.stack(supports, dim=2) + SUPPORT_FLOOR).log(),
+        kept=(strong.argmax(2) == label[:, None]).double(),
     )
 
 
@@ -107,8 +118,10 @@ class ConsistencyModel:
         scale: Root mean squared deviation from it [P, 1 + J].
         base_mean: Mean over all pairs [1 + J].
         base_scale: Scale over all pairs [1 + J].
-        weights: Weight of the standardised gap and shifts in the score [1 + J]; the shifts count
-            equally, the gap corrects for what it alone explains.
+        weights: Weights of the standardised gap and shifts in two scores [2, 1 + J]: one takes
+            noise and mild views, the other the covered view; the shifts count equally, the gap
+            corrects for what it alone explains.
+        trust: Weight of each strong view in the support, their sum is 1 [S].
     """
 
     pairs: Tensor
@@ -117,6 +130,7 @@ class ConsistencyModel:
     base_mean: Tensor
     base_scale: Tensor
     weights: Tensor
+    trust: Tensor
 
     @staticmethod
     def fit(found: Candidates) -> ConsistencyModel:
@@ -132,19 +146,27 @@ class ConsistencyModel:
         square = (_sums(deviation**2, index) + PRIOR_IMAGES * base_square) / count
         scale = square.sqrt().clamp_min(1e-9)
         standard = deviation / scale[index]
+        covariance = standard.T @ standard / len(standard)
+        everywhere = torch.ones(values.shape[1] - 1, dtype=torch.float64)
+        everywhere[-1] = 0
+        trust = (found.kept.mean(0) + TRUST_FLOOR) ** TRUST_POWER
         return ConsistencyModel(
             pairs=pairs,
             mean=mean,
             scale=scale,
             base_mean=base_mean,
             base_scale=base_square.sqrt().clamp_min(1e-9),
-            weights=_weights(standard.T @ standard / len(standard)),
+            weights=torch.stack(
+                [_weights(covariance, everywhere), _weights(covariance, 1 - everywhere)]
+            ),
+            trust=trust / trust.sum(),
         )
 
     def scores(self, found: Candidates) -> Tensor:
-        """Return how much more than clean images each candidate gains, float64 [B, C].
+        """Return how much more than clean images' each candidate gains, float64 [B, C, 2].
 
-        About standard normal for one candidate of a clean image.
+        First by noise and denoising, then by covering; each about standard normal for one
+        candidate of a clean image.
         """
         # Request by request: over a larger batch a sum may round differently.
         return torch.cat(
@@ -157,7 +179,16 @@ class ConsistencyModel:
         seen = (self.pairs[place] == keys)[..., None]
         mean = torch.where(seen, self.mean[place], self.base_mean)
         scale = torch.where(seen, self.scale[place], self.base_scale)
-        return ((found.values - mean) / scale * self.weights).sum(2)
+        standard = (found.values - mean) / scale
+        return torch.stack([(standard * weights).sum(2) for weights in self.weights], dim=2)
+
+    def support(self, found: Candidates) -> Tensor:
+        """Return the trusted mean of the candidates' log-probabilities on the strong views [B, C].
+
+        How far a view is to be trusted depends on model and images: a blur that photographs
+        bear ruins small pictures.
+        """
+        return (found.support * self.trust).sum(2)
 
     def state(self) -> dict[str, Tensor]:
         """Return what was fitted, for the calibration file."""
@@ -183,13 +214,13 @@ def _sums(values: Tensor, index: Tensor) -> Tensor:
     return values.new_zeros(int(index.max()) + 1, values.shape[1]).index_add_(0, index, values)
 
 
-def _weights(covariance: Tensor) -> Tensor:
+def _weights(covariance: Tensor, taken: Tensor) -> Tensor:
     """Return weights of gap and shifts that give a score of unit variance.
 
-    Each shift is taken less its regression on the gap, since a class far behind moves less;
-    the remainders are summed.
+    Each shift that is ``taken`` is taken less its regression on the gap, since a class far
+    behind moves less; the remainders are summed.
     """
     slope = covariance[1:, 0] / covariance[0, 0].clamp_min(1e-12)
-    weights = torch.cat([-slope.sum()[None], torch.ones_like(slope)])
+    weights = torch.cat([-(slope * taken).sum()[None], taken])
     variance = (weights @ covariance @ weights).clamp_min(1e-12)
     return weights / variance.sqrt()

@@ -12,8 +12,8 @@ from lrpguard.evidence import Evidence
 from lrpguard.lrp.engine import plain_logits
 from lrpguard.moments import RunningMoments
 from lrpguard.noise import gaussian_copies, image_digest
-from lrpguard.pixels import chroma_noise, line_noise
-from lrpguard.views import denoised_views
+from lrpguard.pixels import chroma_noise, line_noise, place_roughness
+from lrpguard.views import changed_views
 
 
 class CopyRun:
@@ -62,9 +62,10 @@ class CopyRun:
         self._logits: list[Tensor] = []
         self._totals: list[Tensor] = []
         self._maps: list[Tensor] = []
-        self._views = plain_logits(model, denoised_views(image))[None] if views else None
+        self._views = plain_logits(model, changed_views(image))[None] if views else None
         self._chroma = torch.tensor([chroma_noise(image)], device=image.device)
         self._line = torch.tensor([line_noise(image)], device=image.device)
+        self._place = torch.tensor([place_roughness(image)], device=image.device)
 
     def until(self, n: int) -> Evidence:
         """Run copies until there are ``n``; return the evidence of all so far, of one request."""
@@ -88,6 +89,7 @@ class CopyRun:
             view_logits=self._views,
             chroma_noise=self._chroma,
             line_noise=self._line,
+            place_roughness=self._place,
             sigma=self._sigma,
         )
 

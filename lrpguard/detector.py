@@ -34,12 +34,22 @@ SHRINKAGE = 0.1
 FOLDS = 5
 """Parts in turn left out of the consistency model's fit, to see it on images it does not know."""
 
+PLACE = "place_roughness"
+PAINTED_LEVEL = 2.0
+"""Score, as a normal quantile, from which a place counts as painted: 2 % of clean images'."""
+
 SIDES: Mapping[str, float] = MappingProxyType(
-    {"margin": -1.0, "chroma_noise": 1.0, "line_noise": 1.0, "relevance_roughness": 1.0}
+    {
+        "margin": -1.0,
+        "chroma_noise": 1.0,
+        "line_noise": 1.0,
+        PLACE: 1.0,
+        "relevance_roughness": 1.0,
+    }
 )
 """Scores that a combined detector may take beside the consistency, and which end is suspicious."""
 
-COMBINED_SCORES = ("margin", "chroma_noise", "line_noise")
+COMBINED_SCORES = ("margin", "chroma_noise", "line_noise", PLACE)
 """Those that it takes. The relevance's roughness made it worse (docs/ablation.md)."""
 
 
@@ -144,10 +154,21 @@ class CombinedDetector:
 
     def anomaly(self, readings: Readings) -> Tensor:
         """Return the anomaly score of each request, >= 0, float64 [B]."""
-        consistency = self.consistency.scores(_candidates(readings)).amax(1)
+        consistency = self.consistency.scores(_candidates(readings))[..., 0].amax(1)
         scores = torch.stack([consistency, *_turned(readings, self.score_names)], dim=1)
         mapped = _to_normal(scores, self.reference)
         return torch.tensor([_towards_cone(row, self.root) for row in mapped], dtype=torch.float64)
+
+    def painted(self, readings: Readings) -> Tensor:
+        """Say which requests have a place that is rougher than clean images' roughest, bool [B].
+
+        False for all where the detector does not take ``place_roughness``.
+        """
+        if PLACE not in self.score_names:
+            return torch.zeros(len(readings), dtype=torch.bool)
+        column = self.reference[:, [1 + self.score_names.index(PLACE)]]
+        turned = torch.stack(_turned(readings, (PLACE,)), dim=1)
+        return _to_normal(turned, column)[:, 0] >= PAINTED_LEVEL
 
     def state(self) -> dict[str, Tensor]:
         """Return the consistency model, the reference scores and the covariance's root."""
@@ -223,7 +244,7 @@ def _unseen_consistency(found: Candidates) -> Tensor:
     scores = torch.empty(len(found), dtype=torch.float64)
     for fold in range(FOLDS):
         model = ConsistencyModel.fit(found.select(part != fold))
-        scores[part == fold] = model.scores(found.select(part == fold)).amax(1)
+        scores[part == fold] = model.scores(found.select(part == fold))[..., 0].amax(1)
     return scores
 
 

@@ -24,9 +24,10 @@ class Evidence:
         relevance_variance: Unbiased variance over the copies of the relevance map [B, H, W].
         relevance_total: Summed relevance of each copy [B, N].
         relevance_quantiles: Quantiles over the copies [B, Q, H, W], where asked for.
-        view_logits: Logits of the denoised views [B, V, K], where asked for.
+        view_logits: Logits of the changed views [B, V, K], where asked for.
         chroma_noise: Noise floor of the image's pixels, :func:`lrpguard.pixels.chroma_noise` [B].
         line_noise: The same along one axis, :func:`lrpguard.pixels.line_noise` [B].
+        place_roughness: Of its roughest place, :func:`lrpguard.pixels.place_roughness` [B].
         sigma: Standard deviation of the noise, on the [0, 1] pixel scale.
     """
 
@@ -40,6 +41,7 @@ class Evidence:
     view_logits: Tensor | None
     chroma_noise: Tensor
     line_noise: Tensor
+    place_roughness: Tensor
     sigma: float
 
     def __len__(self) -> int:

@@ -191,7 +191,7 @@ class Guard(nn.Module):
 
         Args:
             images: Floating-point pixels in [0, 1], [B, C, H, W].
-            views: Whether to run the denoised views, too, which ``combined`` needs.
+            views: Whether to run the changed views, too, which ``combined`` needs.
 
         Raises:
             InputError: The images break the contract.
@@ -379,6 +379,7 @@ class Guard(nn.Module):
         assert isinstance(detector, CombinedDetector)
         readings = found.readings.select(rows.cpu())
         assert readings.candidates is not None
-        proposal = propose(readings.candidates, detector.consistency, found.anomaly[rows.cpu()])
+        anomaly, painted = found.anomaly[rows.cpu()], detector.painted(readings)
+        proposal = propose(readings.candidates, detector.consistency, anomaly, painted)
         accepted = found.replacement(proposal.evidence) <= how.harm
         return restored(proposal, accepted, evidence)

@@ -1,4 +1,4 @@
-"""How noisy the quietest parts of an image are.
+"""How noisy the quietest parts of an image are, and how rough its roughest place.
 
 Cameras and JPEG leave smooth patches smooth, and their colour even smoother; a perturbation drawn
 from a gradient's sign does not. These look at the pixels alone: an attacker who perturbs only
@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lrpguard.views import neighbourhood_mean
+from lrpguard.filters import neighbourhood_mean
 
 PATCH_QUANTILE = 0.1
 LINE_QUANTILE = 0.3
+PLACE = 0.2
+"""Side of the roughest place, as a share of the image's smaller side."""
+
 FLOOR = 0.25 / 255
 """Keeps logarithms finite: a quarter of a level of an 8-bit image."""
 
@@ -45,6 +48,47 @@ def line_noise(image: Tensor) -> float:
     chroma = _chroma(image)
     axes = [second_difference(chroma, axis).abs() / 6**0.5 for axis in (1, 2)]
     return float(torch.log(max(_quantile(axis, LINE_QUANTILE) for axis in axes) + FLOOR))
+
+
+def place_roughness(image: Tensor) -> float:
+    """Return the logarithm of how much rougher the roughest place is than all the rest.
+
+    The root mean square of the second differences inside, over that outside. A patch painted
+    from gradients is rougher than anything a camera sees.
+
+    Args:
+        image: Pixels in [0, 1], [C, H, W].
+    """
+    energy = _roughness(image)
+    top, left, side = _roughest(energy)
+    inside = energy[top : top + side, left : left + side].sum()
+    count = side * side
+    outside = (energy.sum() - inside).clamp_min(0) / max(energy.numel() - count, 1)
+    return float(torch.log(((inside / count).sqrt() + FLOOR) / (outside.sqrt() + FLOOR)))
+
+
+def roughest_place(image: Tensor) -> tuple[int, int, int]:
+    """Return top, left and side, in pixels, of the square of the largest second differences.
+
+    Args:
+        image: Pixels in [0, 1], [C, H, W].
+    """
+    return _roughest(_roughness(image))
+
+
+def _roughness(image: Tensor) -> Tensor:
+    """Return the mean over channels of the squared second differences of both axes [H, W]."""
+    pixels = image.float()
+    laplacian = second_difference(pixels, 1) + second_difference(pixels, 2)
+    return (laplacian**2).mean(0)
+
+
+def _roughest(energy: Tensor) -> tuple[int, int, int]:
+    height, width = energy.shape
+    side = max(1, round(PLACE * min(height, width)))
+    sums = functional.avg_pool2d(energy[None, None], side, stride=1)[0, 0]
+    place = int(sums.flatten().argmax())
+    return place // sums.shape[1], place % sums.shape[1], side
 
 
 def second_difference(planes: Tensor, axis: int) -> Tensor:

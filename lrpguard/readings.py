@@ -11,10 +11,13 @@ from torch import Tensor
 from lrpguard.consistency import Candidates, candidates
 from lrpguard.evidence import Evidence
 from lrpguard.scores import score_matrix
-from lrpguard.views import VIEWS
+from lrpguard.views import STRONG_VIEWS, VIEWS
 
-VALUES = 2 + len(VIEWS)
-"""Values of one candidate: the gap, the shift under noise, and that of each mild view."""
+VALUES = 3 + len(VIEWS)
+"""Values of one candidate: the gap, and the shifts by noise, each mild view, and covering."""
+
+SUPPORTS = len(STRONG_VIEWS)
+"""Values of support of one candidate: one a strong view."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class Readings:
         parts = [self.scores]
         if self.candidates is not None:
             found = self.candidates
-            parts += [found.label[:, None], found.classes, found.support, found.values.flatten(1)]
+            parts += [found.label[:, None], found.classes, found.kept]
+            parts += [found.support.flatten(1), found.values.flatten(1)]
         return torch.cat([part.double() for part in parts], dim=1).tolist()
 
     @staticmethod
@@ -60,13 +64,15 @@ class Readings:
         scores, rest = whole[:, : len(names)], whole[:, len(names) :]
         if rest.shape[1] == 0:
             return Readings(names, scores, None)
-        count = (rest.shape[1] - 1) // (2 + VALUES)
-        label, classes, support, values = rest.split([1, count, count, count * VALUES], dim=1)
+        count = (rest.shape[1] - 1 - SUPPORTS) // (1 + SUPPORTS + VALUES)
+        sizes = [1, count, SUPPORTS, count * SUPPORTS, count * VALUES]
+        label, classes, kept, support, values = rest.split(sizes, dim=1)
         found = Candidates(
             label=label[:, 0].long(),
             classes=classes.long(),
             values=values.reshape(-1, count, VALUES),
-            support=support,
+            support=support.reshape(-1, count, SUPPORTS),
+            kept=kept,
         )
         return Readings(names, scores, found)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lrpguard.errors import ConfigurationError
 from lrpguard.evidence import Evidence
-from lrpguard.views import gaussian
+from lrpguard.filters import gaussian
 
 ROUGHNESS_SIGMA = 1.0
 """Blur, in pixels, that tells the rough part of a relevance map from the smooth one."""
@@ -101,6 +101,11 @@ def line_noise(evidence: Evidence) -> Tensor:
     return evidence.line_noise.double()
 
 
+def place_roughness(evidence: Evidence) -> Tensor:
+    """Roughness of the roughest place, see :func:`lrpguard.pixels.place_roughness` [B]."""
+    return evidence.place_roughness.double()
+
+
 def relevance_roughness(evidence: Evidence) -> Tensor:
     """Logarithm of the share of the mean relevance map that a blur takes away [B].
 
@@ -136,6 +141,7 @@ SCORES: Mapping[str, Score] = MappingProxyType(
             Score("margin", margin),
             Score("chroma_noise", chroma_noise),
             Score("line_noise", line_noise),
+            Score("place_roughness", place_roughness),
             Score("relevance_roughness", relevance_roughness),
         )
     }

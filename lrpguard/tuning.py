@@ -14,7 +14,7 @@ from lrpguard.lrp.composites import EPSILON, Composite
 from lrpguard.lrp.engine import plain_logits
 from lrpguard.noise import gaussian_copies, image_digest, key_bytes
 from lrpguard.smoothing import PAPER_N, Smoothing, clean_logits, to_model
-from lrpguard.views import STRONG_VIEWS, VIEWS
+from lrpguard.views import VIEW_COUNT
 
 SIGMAS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
 """Strengths that are tried, ascending."""
@@ -32,7 +32,7 @@ TRIAL_IMAGES = 64
 DEFAULT_BUDGET = 50
 """Passes through the model that a request may cost, where none is given."""
 
-OTHER_PASSES = 1 + len(VIEWS) + len(STRONG_VIEWS)
+OTHER_PASSES = 1 + VIEW_COUNT
 """Passes of a request beside its copies: the clean image and its views."""
 
 

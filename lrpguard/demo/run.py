@@ -25,7 +25,7 @@ from lrpguard.readings import read
 from lrpguard.restoration import UNKNOWN, Whitening, whiten
 from lrpguard.smoothing import Smoothing, chunk_size
 from lrpguard.verdict import Verdict
-from lrpguard.views import denoised_views
+from lrpguard.views import changed_views
 
 DEMO_N = 50
 """Noisy copies of each digit, as in the paper."""
@@ -322,7 +322,7 @@ def _panel(
         adversarial=attacked.numpy(),
         relevance=after.relevance[i].numpy(),
         variance=after.relevance_variance[i].numpy(),
-        denoised=denoised_views(attacked).mean(0).numpy(),
+        denoised=changed_views(attacked).mean(0).numpy(),
         clean_caption=f"read as {int(before.label[i])}, {_p_text(before, i)}",
         adversarial_caption=f"read as {int(after.label[i])}, {_p_text(after, i)}",
         restored_caption=_restored_text(int(after.restored_label[i]), truth)

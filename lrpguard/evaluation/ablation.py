@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from lrpguard.calibration import conformal_p_values
@@ -23,7 +24,7 @@ from lrpguard.evaluation.metrics import Proportion, proportion
 from lrpguard.readings import VALUES, Readings
 
 GAP, NOISE, VIEWS = (0,), (1,), tuple(range(2, VALUES))
-"""Which of a candidate's values say what: the gap, the noisy copies, the mild views."""
+"""Which of a candidate's values say what: the gap, the noisy copies, the changed views."""
 
 EVERY = COMBINED_SCORES
 
@@ -57,6 +58,7 @@ VARIANTS = (
     Variant(
         "without noise of the pixels", GAP + NOISE + VIEWS, _without("chroma_noise", "line_noise")
     ),
+    Variant("without the roughest place", GAP + NOISE + VIEWS, _without("place_roughness")),
     Variant("without margin", GAP + NOISE + VIEWS, _without("margin")),
     Variant("without noisy copies", GAP + VIEWS, EVERY),
     Variant("without denoised views", GAP + NOISE, EVERY),
@@ -196,9 +198,9 @@ def _seen(variant: Variant, readings: Readings) -> Readings:
     found = readings.candidates
     if variant.scores is None or found is None:
         return readings
-    return replace(
-        readings, candidates=replace(found, values=found.values[..., list(variant.values)])
-    )
+    values = torch.zeros_like(found.values)  # a shift that never varies says nothing
+    values[..., list(variant.values)] = found.values[..., list(variant.values)]
+    return replace(readings, candidates=replace(found, values=values))
 
 
 def _draws(weights: Floats, judged: Judged, flagged: Tensor, n: int) -> Floats:
