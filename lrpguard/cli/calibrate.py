@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -14,14 +14,14 @@ from tqdm import tqdm
 from lrpguard.calibration import Calibration
 from lrpguard.calibrator import fit_images
 from lrpguard.cli.console import FAILED, INTERRUPTED, OK, Console
-from lrpguard.cli.opening import ImageBatches, open_model, smoothing
+from lrpguard.cli.opening import ImageBatches, chosen_smoothing, open_model, smoothing
 from lrpguard.cli.options import DetectorName, ModelOptions, NoiseOptions, check_folder
 from lrpguard.errors import ConfigurationError, InputShapeError, LrpGuardError
 from lrpguard.guard import Guard
 from lrpguard.loading import ImageItem, ImageSource, load_data
 from lrpguard.smoothing import Smoothing
 from lrpguard.stopping import Looks
-from lrpguard.tuning import DEFAULT_BUDGET, TRIAL_IMAGES, choose_smoothing
+from lrpguard.tuning import TRIAL_IMAGES
 
 PARTIAL_SUFFIX = ".partial.jsonl"
 """What the file of an unfinished calibration is called, after the file to come."""
@@ -144,18 +144,7 @@ def _noise(
     trial = fit_images((image for image in readable if image is not None), TRIAL_IMAGES)
     if not trial:
         return smoothing(noise), None  # too few images; the calibration says so
-    choice = choose_smoothing(
-        model,
-        torch.stack(trial),
-        budget=options.budget or DEFAULT_BUDGET,
-        seed=noise.seed,
-        key=noise.key,
-    )
-    chosen = choice.smoothing
-    n, sigma = noise.n or chosen.n, noise.sigma or chosen.sigma
-    if (n, sigma) != (chosen.n, chosen.sigma):
-        return replace(chosen, n=n, sigma=sigma), None
-    return chosen, choice.why
+    return chosen_smoothing(model, torch.stack(trial), noise, budget=options.budget)
 
 
 def label_kept(partial: Path) -> float | None:

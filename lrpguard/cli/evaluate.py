@@ -10,11 +10,12 @@ import torch
 from lrpguard.attacks import choose
 from lrpguard.baselines import baseline
 from lrpguard.cli.console import OK, Console
-from lrpguard.cli.opening import open_model, smoothing
+from lrpguard.cli.opening import chosen_smoothing, open_model
 from lrpguard.cli.options import ModelOptions, NoiseOptions
 from lrpguard.errors import ConfigurationError, ModelOutputError
 from lrpguard.evaluation.adversarial import default_cache
 from lrpguard.evaluation.evaluate import Settings, evaluate
+from lrpguard.evaluation.judging import content_halves
 from lrpguard.evaluation.labelled import labelled
 from lrpguard.evaluation.paper.card import write_card
 from lrpguard.evaluation.protocol import draw_splits
@@ -22,6 +23,7 @@ from lrpguard.evaluation.tables import card_tables
 from lrpguard.guard import Guard
 from lrpguard.loading import LoadedModel, load_data
 from lrpguard.smoothing import clean_logits, to_model
+from lrpguard.tuning import TRIAL_IMAGES
 
 QUICK_POOL, QUICK_TEST = 400, 100
 FULL_POOL, FULL_TEST = 2000, 300
@@ -86,8 +88,11 @@ def run(
         test=options.test or (QUICK_TEST if options.quick else FULL_TEST),
         seed=options.seed,
     )
-    given = noise.n is not None or noise.sigma is not None
-    guard = Guard(loaded.model, smoothing=smoothing(noise) if given else None, key=noise.key)
+    trial = content_halves(splits.pool)[0].pixels()[:TRIAL_IMAGES]
+    settings, why = chosen_smoothing(loaded.model, trial, noise)
+    if why:
+        console.note(f"noise: {why}.")
+    guard = Guard(loaded.model, smoothing=settings, key=noise.key)
     card = evaluate(
         loaded.model,
         splits,
@@ -104,6 +109,7 @@ def run(
             "model": options.name or model.spec,
             "data": Path(options.data).name,
             "command": options.command,
+            "noise": why or "as asked for",
         },
     )
     path = options.out / "card.json"

@@ -18,7 +18,8 @@ from lrpguard.cli.commands import app
 from lrpguard.cli.console import Console, command
 from lrpguard.cli.options import (
     CacheOption,
-    CopiesOption,
+    ChosenCopiesOption,
+    ChosenSigmaOption,
     DataOption,
     DeviceOption,
     ImageSizeOption,
@@ -29,7 +30,6 @@ from lrpguard.cli.options import (
     ModelOptions,
     NoiseOptions,
     SeedOption,
-    SigmaOption,
     StdOption,
     WeightsOption,
 )
@@ -114,8 +114,8 @@ def evaluate(
     mean: MeanOption = None,
     std: StdOption = None,
     image_size: ImageSizeOption = None,
-    n: CopiesOption = None,
-    sigma: SigmaOption = None,
+    n: ChosenCopiesOption = None,
+    sigma: ChosenSigmaOption = None,
     seed: SeedOption = 0,
     key_file: KeyFileOption = None,
     device: DeviceOption = None,
