@@ -21,13 +21,12 @@ from lrpguard.attacks.adaptive.descent import (
     chunk_length,
     descend,
 )
-from lrpguard.attacks.adaptive.looks import Noise, fresh_noise, keyed_noise, look
+from lrpguard.attacks.adaptive.looks import LOOKED_AT, Noise, fresh_noise, keyed_noise, look
 from lrpguard.attacks.adaptive.surrogate import Surrogate
 from lrpguard.attacks.margins import margin
 from lrpguard.attacks.pgd import check_labels
 from lrpguard.guard import Guard
 from lrpguard.inputs import check_eval, check_images
-from lrpguard.views import VIEWS
 
 CONFIDENCE = 1.0
 """Logits by which the wanted class has to lead before the model counts as won over."""
@@ -207,7 +206,7 @@ def _in_chunks(
     with torch.inference_mode(False), torch.enable_grad():
         clean = check_images(images).clone()
         classes = check_labels(labels, clean)
-        length = chunk_length(clean.shape[1:], 1 + copies + len(VIEWS))
+        length = chunk_length(clean.shape[1:], 1 + copies + LOOKED_AT)
         return torch.cat(
             [
                 descend(

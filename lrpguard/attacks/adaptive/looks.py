@@ -1,4 +1,4 @@
-"""What a guard looks at, with a gradient: the request, noisy copies of it, its mild views.
+"""What a guard looks at, with a gradient: the request, noisy copies of it, its views.
 
 JPEG is passed as if it were not there (Athalye et al. 2018, BPDA); the other views have gradients
 of their own. Noise is drawn afresh at each step where the key is unknown (the same authors'
@@ -14,7 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from lrpguard.noise import gaussian_copies, image_digest
-from lrpguard.views import VIEWS
+from lrpguard.views import VIEWS, covered
+
+LOOKED_AT = len(VIEWS) + 1
+"""Views that the detector reads: the mild ones and the covered one."""
 
 Noise = Callable[[Tensor], Tensor]
 """From images [B, C, H, W] to standard normal noise [n, B, C, H, W]."""
@@ -27,7 +30,7 @@ class Looks:
     Attributes:
         own: Of the requests themselves [B, K].
         noisy: Of their noisy copies [n, B, K].
-        views: Of their mild views [V, B, K].
+        views: Of their mild views, and of the covered one [V, B, K].
     """
 
     own: Tensor
@@ -49,9 +52,9 @@ def look(model: nn.Module, images: Tensor, noise: Noise, sigma: float) -> Looks:
         sigma: Standard deviation of the noise, on the [0, 1] pixel scale.
     """
     copies = images + sigma * noise(images)
-    several = torch.cat([images, copies.flatten(0, 1), mild_views(images).flatten(0, 1)])
+    several = torch.cat([images, copies.flatten(0, 1), read_views(images).flatten(0, 1)])
     logits = model(several).double().unflatten(0, (-1, len(images)))
-    own, noisy, views = logits.split([1, len(copies), len(VIEWS)])
+    own, noisy, views = logits.split([1, len(copies), LOOKED_AT])
     return Looks(own[0], noisy, views)
 
 
@@ -77,8 +80,8 @@ def keyed_noise(copies: int, key: bytes) -> Noise:
     return draw
 
 
-def mild_views(images: Tensor) -> Tensor:
-    """Return each mild view of a batch, with a gradient [V, B, C, H, W]."""
+def read_views(images: Tensor) -> Tensor:
+    """Return the views that the detector reads of a batch, with a gradient [V, B, C, H, W]."""
     views = []
     for name, view in VIEWS.items():
         if name == "jpeg":  # straight through: rounding of coefficients has no gradient
@@ -87,4 +90,5 @@ def mild_views(images: Tensor) -> Tensor:
             views.append(images + (stored - images).detach())
         else:
             views.append(torch.stack([view(image) for image in images]))
+    views.append(torch.stack([covered(image) for image in images]))
     return torch.stack(views)

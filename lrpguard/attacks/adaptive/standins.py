@@ -17,6 +17,8 @@ from lrpguard.pixels import (
     PATCH_QUANTILE,
     chroma_noise,
     line_noise,
+    place_roughness,
+    roughest_place,
     second_difference,
 )
 
@@ -36,8 +38,12 @@ def _line(images: Tensor, looks: Looks, label: Tensor) -> Tensor:
     return _exact(line_noise, images, smooth_line_noise(images))
 
 
+def _place(images: Tensor, looks: Looks, label: Tensor) -> Tensor:
+    return _exact(place_roughness, images, smooth_place_roughness(images))
+
+
 STAND_INS: Mapping[str, StandIn] = MappingProxyType(
-    {"margin": _margin, "chroma_noise": _chroma, "line_noise": _line}
+    {"margin": _margin, "chroma_noise": _chroma, "line_noise": _line, "place_roughness": _place}
 )
 """Those that there are, by the score's name. The relevance's scores have none: the gradient of a
 relevance is of second order, and no score of it is in the combined detector's set."""
@@ -63,6 +69,19 @@ def smooth_line_noise(images: Tensor) -> Tensor:
     axes = [second_difference(chroma.flatten(0, 1), axis).view_as(chroma) for axis in (1, 2)]
     down, along = (_quiet(axis.abs() / 6**0.5, LINE_QUANTILE) for axis in axes)
     return (torch.maximum(down, along) + FLOOR).log()
+
+
+def smooth_place_roughness(images: Tensor) -> Tensor:
+    """Return :func:`lrpguard.pixels.place_roughness` [B], the place taken for fixed."""
+    scores = []
+    for image in images:
+        energy = (second_difference(image, 1) + second_difference(image, 2)).square().mean(0)
+        top, left, side = roughest_place(image.detach())
+        inside = energy[top : top + side, left : left + side].sum()
+        outside = (energy.sum() - inside) / max(energy.numel() - side**2, 1)
+        roots = [(part + 1e-12).sqrt() + FLOOR for part in (inside / side**2, outside)]
+        scores.append((roots[0] / roots[1]).log())
+    return torch.stack(scores)
 
 
 def _exact(score: Callable[[Tensor], float], images: Tensor, smooth: Tensor) -> Tensor:

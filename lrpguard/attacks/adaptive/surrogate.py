@@ -21,6 +21,7 @@ from lrpguard.detector import SIDES, CombinedDetector
 from lrpguard.errors import ConfigurationError, NotCalibratedError
 from lrpguard.guard import Guard
 from lrpguard.readings import Readings
+from lrpguard.views import STRONG_VIEWS
 
 DIFFERENCE = 0.1
 """Half the distance over which a slope is measured, in deviations of clean images' scores: wide
@@ -123,7 +124,8 @@ class Surrogate:
         that of the anomaly in the consistency [B], and in the other scores [B, S].
         """
         values = found.values.detach().requires_grad_()
-        most = self.detector.consistency.scores(replace(found, values=values)).amax(1)
+        scores_of = self.detector.consistency.scores(replace(found, values=values))
+        most = scores_of[..., 0].amax(1)  # the detector takes noise and denoising
         (steepest,) = torch.autograd.grad(most.sum(), values)
         along = steepest / steepest.square().sum((1, 2), keepdim=True).clamp(min=1e-12)
         still = values.detach()
@@ -147,7 +149,8 @@ class Surrogate:
             label=found.label.repeat(times),
             classes=found.classes.repeat(times, 1),
             values=torch.cat([values for values, _ in asked]),
-            support=found.support.repeat(times, 1),
+            support=found.support.repeat(times, 1, 1),
+            kept=found.kept.repeat(times, 1),
         )
         scores = torch.cat([scores for _, scores in asked])
         readings = Readings(self.detector.score_names, scores, every)
@@ -175,5 +178,6 @@ def candidates_for(looks: Looks, label: Tensor) -> Candidates:
         label=label,
         classes=classes,
         values=values,
-        support=torch.zeros_like(classes, dtype=torch.float64),  # the scores do not read it
+        support=values.new_zeros(*classes.shape, len(STRONG_VIEWS)),  # the scores read neither
+        kept=values.new_zeros(len(label), len(STRONG_VIEWS)),
     )

@@ -17,7 +17,7 @@ def test_with_the_key_all_logits_are_the_guards(toy: Toy) -> None:
     pairs = (
         (found.own, evidence.logits),
         (found.noisy.transpose(0, 1), evidence.noisy_logits),
-        (found.views.transpose(0, 1), evidence.view_logits[:, : len(VIEWS)]),
+        (found.views.transpose(0, 1), evidence.view_logits[:, :LOOKED_AT]),
     )
     for ours, theirs in pairs:
         torch.testing.assert_close(ours, theirs.double(), rtol=1e-4, atol=1e-4)
