@@ -52,7 +52,8 @@ def covered(image: Tensor) -> Tensor:
     """Return the image with its roughest place covered by what surrounds it.
 
     The place is that of :func:`lrpguard.pixels.roughest_place`; the cover is the Gaussian mean
-    of the pixels around it, a third as wide as the place.
+    of the pixels around it, a third as wide as the place. A single pixel has nothing around it
+    and stays.
 
     Args:
         image: Pixels in [0, 1], float32 [C, H, W].
@@ -61,8 +62,9 @@ def covered(image: Tensor) -> Tensor:
     known = torch.ones_like(image[:1])
     known[:, top : top + side, left : left + side] = 0
     sigma = max(side / 3, 1.0)
-    cover = gaussian(image * known, sigma) / gaussian(known, sigma).clamp_min(1e-6)
-    return torch.where(known > 0, image, cover)
+    mass = gaussian(known, sigma)
+    cover = gaussian(image * known, sigma) / mass.clamp_min(1e-6)
+    return torch.where((known > 0) | (mass == 0), image, cover)
 
 
 VIEWS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor, nn
 
 from lrpguard import Calibration, Evidence, Guard, Smoothing
 from lrpguard.consistency import Candidates
 from lrpguard.detector import Detector, PaperDetector
-from lrpguard.readings import VALUES, Readings
+from lrpguard.readings import SUPPORTS, VALUES, Readings
 from lrpguard.scores import SCORES
 from tests.nets import images as random_images
 from tests.nets import randomized
@@ -40,6 +42,14 @@ def small_net(*, seed: int = 0, dtype: torch.dtype = torch.float32) -> nn.Sequen
 def images(batch: int, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return random pixels in [0, 1] for :func:`small_net`, [B, 3, 8, 8]."""
     return random_images(batch, SIZE, seed=seed, dtype=dtype)
+
+
+def picture(channels: int, height: int, width: int, *, seed: int = 0) -> Tensor:
+    """Return random pixels in [0, 1], neighbours alike [C, H, W]."""
+    rng = np.random.default_rng(seed)
+    rough = rng.random((channels, height, width))
+    smooth = ndimage.uniform_filter(rough, size=(1, 3, 3), mode="nearest")
+    return torch.from_numpy((0.3 * rough + 0.7 * smooth).astype(np.float32))
 
 
 class Wrapped(nn.Module):
@@ -99,6 +109,7 @@ def make_evidence(
     views: list[list[list[float]]] | None = None,
     chroma: list[float] | None = None,
     line: list[float] | None = None,
+    place: list[float] | None = None,
 ) -> Evidence:
     """Return evidence written out by hand; what is left out is zero, the label the argmax.
 
@@ -118,6 +129,7 @@ def make_evidence(
         view_logits=None if views is None else torch.tensor(views),
         chroma_noise=torch.zeros(batch) if chroma is None else torch.tensor(chroma),
         line_noise=torch.zeros(batch) if line is None else torch.tensor(line),
+        place_roughness=torch.zeros(batch) if place is None else torch.tensor(place),
         sigma=0.05,
     )
 
@@ -126,6 +138,8 @@ def make_candidates(
     n: int, *, classes: int = 5, seed: int = 0, values: Tensor | None = None
 ) -> Candidates:
     """Return candidates of n clean images that move at random, in unit steps.
+
+    Strong views keep the label of 30 % of the images, of more, and the last of all of them.
 
     Args:
         n: Number of images.
@@ -138,11 +152,14 @@ def make_candidates(
     count = min(9, classes - 1)
     rank = torch.rand(n, classes, generator=generator).scatter(1, label[:, None], -1)
     drawn = torch.randn(n, count, VALUES, generator=generator, dtype=torch.float64)
+    share = torch.rand(n, count, SUPPORTS, generator=generator, dtype=torch.float64).softmax(1)
+    kept = torch.rand(n, SUPPORTS, generator=generator) < torch.linspace(0.3, 1, SUPPORTS)
     return Candidates(
         label=label,
         classes=rank.topk(count, dim=1).indices,
         values=drawn if values is None else values,
-        support=torch.rand(n, count, generator=generator, dtype=torch.float64).softmax(1),
+        support=share.log(),
+        kept=kept.double(),
     )
 
 

@@ -28,7 +28,8 @@ ORDER = (
     {"figures"},
     {"inputs"},
     {"lrp", "loading"},
-    {"noise", "moments", "views", "pixels", "evidence", "attribution", "copies", "smoothing"},
+    {"noise", "moments", "filters", "pixels", "views", "evidence"},
+    {"attribution", "copies", "smoothing"},
     {"scores"},
     {"consistency", "readings"},
     {

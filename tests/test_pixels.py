@@ -1,14 +1,23 @@
-"""The noise floor of pixels: values by hand, and noise of known strength."""
+"""The noise floor of pixels and their roughest place: values by hand, noise of known strength."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from lrpguard.pixels import FLOOR, chroma_noise, line_noise, second_difference
+from lrpguard.pixels import (
+    FLOOR,
+    PLACE,
+    chroma_noise,
+    line_noise,
+    place_roughness,
+    roughest_place,
+    second_difference,
+)
 
 SIGMA = 0.02
 
@@ -133,7 +142,126 @@ class TestWhatTheyDoNotSee:
         assert floor_of(statistic(image)) > 0.3 * SIGMA
 
 
-@pytest.mark.parametrize("statistic", [chroma_noise, line_noise])
+def slow_place(image: Tensor) -> tuple[int, int, int, float]:
+    """Return the roughest place and its roughness, as the definition says, in numpy."""
+    pixels = image.double().numpy()
+    padded = np.pad(pixels, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    around = padded[:, :-2, 1:-1] + padded[:, 2:, 1:-1] + padded[:, 1:-1, :-2] + padded[:, 1:-1, 2:]
+    energy = ((around - 4 * pixels) ** 2).mean(0)
+    height, width = energy.shape
+    side = max(1, round(0.2 * min(height, width)))
+    best = (-1.0, 0, 0)
+    for top in range(height - side + 1):
+        for left in range(width - side + 1):
+            total = float(energy[top : top + side, left : left + side].mean())
+            best = max(best, (total, top, left), key=lambda found: found[0])
+    mean, top, left = best
+    rest = energy.copy()
+    rest[top : top + side, left : left + side] = 0
+    outside = rest.sum() / max(height * width - side * side, 1)
+    value = math.log((math.sqrt(mean) + FLOOR) / (math.sqrt(outside) + FLOOR))
+    return top, left, side, value
+
+
+class TestRoughestPlace:
+    @pytest.mark.parametrize("channels", [1, 2, 3, 4])
+    @pytest.mark.parametrize(
+        ("height", "width"), [(1, 1), (1, 7), (6, 1), (2, 2), (8, 8), (9, 31), (40, 23)]
+    )
+    def test_by_a_slow_loop(self, channels: int, height: int, width: int) -> None:
+        image = torch.rand(channels, height, width, generator=torch.Generator().manual_seed(height))
+        *place, value = slow_place(image)
+        assert roughest_place(image) == tuple(place)
+        assert place_roughness(image) == pytest.approx(value, abs=1e-4)
+
+    def test_by_hand(self) -> None:
+        # One pixel of 5 that stands out by 1, of 5 x 7: a place of one pixel. Second differences
+        # of both axes are -4 there and 1 at its four neighbours.
+        spot = torch.zeros(1, 5, 7)
+        spot[0, 2, 4] = 1.0
+        assert PLACE == 0.2
+        assert roughest_place(spot) == (2, 4, 1)
+        wanted = math.log((4 + FLOOR) / (math.sqrt(4 / 34) + FLOOR))
+        assert place_roughness(spot) == pytest.approx(wanted, rel=1e-6)
+
+    def test_is_the_mean_over_the_channels(self) -> None:
+        # In one channel of three the energies are a third: the logarithm's parts alike.
+        spot = torch.zeros(3, 5, 7)
+        spot[1, 2, 4] = 1.0
+        wanted = math.log((4 / math.sqrt(3) + FLOOR) / (math.sqrt(4 / 3 / 34) + FLOOR))
+        assert roughest_place(spot) == (2, 4, 1)
+        assert place_roughness(spot) == pytest.approx(wanted, rel=1e-6)
+
+    def test_of_equals_the_first_is_taken_row_by_row(self) -> None:
+        two = torch.zeros(1, 5, 12)
+        two[0, 2, 2] = two[0, 2, 8] = 1.0
+        assert roughest_place(two) == (2, 2, 1)
+        assert roughest_place(two.transpose(1, 2)) == (2, 2, 1)
+        # The energies of the other lie outside: 16 + 4 + 4.
+        wanted = math.log((4 + FLOOR) / (math.sqrt(24 / 59) + FLOOR))
+        assert place_roughness(two) == pytest.approx(wanted, rel=1e-6)
+
+    @pytest.mark.parametrize("shape", [(1, 1, 1), (3, 1, 1), (3, 2, 2), (4, 8, 8), (1, 5, 1)])
+    @pytest.mark.parametrize("value", [0.0, 0.4, 1.0])
+    def test_of_a_constant_image_is_the_first_and_like_the_rest(
+        self, shape: tuple[int, int, int], value: float
+    ) -> None:
+        flat = torch.full(shape, value)
+        assert roughest_place(flat) == (0, 0, max(1, round(0.2 * min(shape[1:]))))
+        assert place_roughness(flat) == pytest.approx(0, abs=1e-3)
+
+    @pytest.mark.parametrize(
+        ("size", "side"), [(1, 1), (2, 1), (7, 1), (8, 2), (28, 6), (32, 6), (224, 45)]
+    )
+    def test_side_is_a_fifth_of_the_smaller(self, size: int, side: int) -> None:
+        for shape in ((1, size, size + 4), (1, size + 4, size)):
+            assert roughest_place(torch.zeros(shape))[2] == side
+
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_brightness_means_nothing(self, channels: int) -> None:
+        image = 0.5 * torch.rand(channels, 30, 20, generator=torch.Generator().manual_seed(0))
+        for shift in (0.125, 0.5):
+            assert roughest_place(image + shift) == roughest_place(image)
+            assert place_roughness(image + shift) == pytest.approx(place_roughness(image), abs=1e-4)
+
+    def test_contrast_means_nothing_but_for_the_floor(self) -> None:
+        image = torch.rand(3, 30, 20, generator=torch.Generator().manual_seed(0))
+        full = place_roughness(image)
+        assert place_roughness(0.25 * image) == pytest.approx(full, abs=0.01)
+        assert 0 < place_roughness(1e-5 * image) < 0.1 * full  # far below a level of 8 bits
+
+    @pytest.mark.parametrize("side", [2, 6, 10])
+    def test_patch_of_noise_is_found_and_raises_it(self, side: int) -> None:
+        image = torch.linspace(0.3, 0.7, 40).expand(3, 40, 40) + 0.01 * noise(3, 40, 40)
+        before = place_roughness(image)
+        painted = image.clone()
+        painted[:, 21 : 21 + side, 9 : 9 + side] = noise(3, side, side, seed=1).sign() / 2 + 0.5
+        top, left, size = roughest_place(painted)
+        middle = (21 + side / 2, 9 + side / 2)
+        assert abs(top + size / 2 - middle[0]) <= abs(size - side) / 2 + 1
+        assert abs(left + size / 2 - middle[1]) <= abs(size - side) / 2 + 1
+        assert before < 0.2
+        assert place_roughness(painted) > before + 1
+
+    def test_noise_everywhere_is_no_place(self) -> None:
+        even = 0.5 + 0.1 * noise(3, 64, 64)
+        assert 0 < place_roughness(even) < 0.2
+
+    def test_autocast_changes_nothing(self) -> None:
+        image = torch.rand(3, 20, 20, generator=torch.Generator().manual_seed(0))
+        outside = place_roughness(image), roughest_place(image)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert (place_roughness(image), roughest_place(image)) == outside
+
+    @pytest.mark.cuda
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+    def test_on_cuda(self) -> None:
+        image = torch.rand(3, 40, 23, generator=torch.Generator().manual_seed(0))
+        assert roughest_place(image.cuda()) == roughest_place(image)
+        assert place_roughness(image.cuda()) == pytest.approx(place_roughness(image), abs=1e-5)
+
+
+@pytest.mark.parametrize("statistic", [chroma_noise, line_noise, place_roughness])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_any_floating_type(statistic: object, dtype: torch.dtype) -> None:
     assert callable(statistic)

@@ -1,282 +1,227 @@
-"""Each denoised view against an oracle of its own."""
+"""Which views there are, in which order; the covered one against a patch of known place."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from io import BytesIO
 
-import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
-from PIL import Image
-from scipy import ndimage
 from torch import Tensor
 
+from lrpguard.filters import bilateral, gaussian, half_size, jpeg, median, total_variation
+from lrpguard.pixels import roughest_place
 from lrpguard.views import (
-    BILATERAL_SPREAD,
-    GAUSSIAN_SIGMA,
-    JPEG_QUALITY,
-    STRONG_QUALITY,
-    STRONG_SPREAD,
     STRONG_VIEWS,
+    VIEW_COUNT,
     VIEWS,
-    bilateral,
-    denoised_views,
-    gaussian,
-    half_size,
-    jpeg,
-    median,
-    neighbourhood_mean,
-    strong_gaussian,
+    changed_views,
+    covered,
+    strong_views,
 )
+from tests.support import picture
 
-Array = npt.NDArray[np.float64]
-Levels = npt.NDArray[np.uint8]
-
-ALL = {**VIEWS, **STRONG_VIEWS}
-
-SIZES = [(1, 1), (2, 2), (1, 5), (7, 4), (16, 16)]
-CHANNELS = [1, 3, 4]
-
-
-def picture(channels: int, height: int, width: int, *, seed: int = 0) -> Tensor:
-    """Return random pixels in [0, 1], neighbours alike [C, H, W]."""
-    rng = np.random.default_rng(seed)
-    rough = rng.random((channels, height, width))
-    smooth = ndimage.uniform_filter(rough, size=(1, 3, 3), mode="nearest")
-    return torch.from_numpy((0.3 * rough + 0.7 * smooth).astype(np.float32))
-
+NAMES = (*VIEWS, "covered", *STRONG_VIEWS)
+SIZES = [(1, 1), (2, 2), (1, 5), (7, 4), (8, 8), (16, 16)]
 
 sizes = pytest.mark.parametrize(("height", "width"), SIZES)
-channels = pytest.mark.parametrize("channels", CHANNELS)
+channels = pytest.mark.parametrize("channels", [1, 2, 3, 4])
 
 
 @sizes
 @channels
-def test_median_is_that_of_scipy(channels: int, height: int, width: int) -> None:
-    image = picture(channels, height, width)
-    wanted = ndimage.median_filter(image.numpy(), size=(1, 3, 3), mode="nearest")
-    assert torch.equal(median(image), torch.from_numpy(wanted))
-
-
-@sizes
-@channels
-@pytest.mark.parametrize("sigma", [GAUSSIAN_SIGMA, 1.0, 1.7])
-def test_gaussian_is_that_of_scipy(channels: int, height: int, width: int, sigma: float) -> None:
-    image = picture(channels, height, width).double()
-    radius = max(1, math.ceil(3 * sigma))
-    wanted = ndimage.gaussian_filter(
-        image.numpy(), sigma=(0, sigma, sigma), mode="nearest", radius=(0, radius, radius)
-    )
-    torch.testing.assert_close(gaussian(image, sigma), torch.from_numpy(wanted))
-
-
-def slow_bilateral(image: Array, spread: float) -> Array:
-    """Average pixel by pixel, as the definition says."""
-    channels, height, width = image.shape
-    result = np.zeros_like(image)
-    for y, x in itertools.product(range(height), range(width)):
-        total, weights = np.zeros(channels), 0.0
-        for dy, dx in itertools.product(range(-2, 3), range(-2, 3)):
-            near = image[:, min(max(y + dy, 0), height - 1), min(max(x + dx, 0), width - 1)]
-            colour = float(((near - image[:, y, x]) ** 2).mean())
-            weight = math.exp(-(dy**2 + dx**2) / 2 - colour / (2 * spread**2))
-            total, weights = total + weight * near, weights + weight
-        result[:, y, x] = total / weights
-    return result
-
-
-@sizes
-@channels
-@pytest.mark.parametrize("spread", [BILATERAL_SPREAD, STRONG_SPREAD])
-def test_bilateral_by_a_slow_loop(channels: int, height: int, width: int, spread: float) -> None:
-    image = picture(channels, height, width)
-    wanted = torch.from_numpy(slow_bilateral(image.numpy().astype(np.float64), spread))
-    found = bilateral(image, spread).double()
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
-
-
-def test_bilateral_keeps_an_edge_that_the_gaussian_blurs() -> None:
-    step = torch.zeros(3, 8, 8)
-    step[:, :, 4:] = 1
-    torch.testing.assert_close(bilateral(step), step, rtol=0, atol=1e-6)
-    assert (gaussian(step) - step).abs().max() > 0.1
-
-
-def through_pillow(levels: Levels, quality: int) -> Levels:
-    """Return levels [H, W] or [H, W, 3] after a JPEG file."""
-    file = BytesIO()
-    Image.fromarray(levels).save(file, format="JPEG", quality=quality)
-    return np.asarray(Image.open(file))
-
-
-@sizes
-@pytest.mark.parametrize("quality", [JPEG_QUALITY, STRONG_QUALITY])
-def test_jpeg_of_rgb_is_that_of_pillow(height: int, width: int, quality: int) -> None:
-    image = picture(3, height, width)
-    levels = np.rint(255 * image.numpy()).astype(np.uint8).transpose(1, 2, 0)
-    wanted = through_pillow(np.ascontiguousarray(levels), quality).transpose(2, 0, 1)
-    found = (255 * jpeg(image, quality)).round().byte()
-    assert torch.equal(found, torch.from_numpy(wanted.copy()))
-
-
-@sizes
-@pytest.mark.parametrize("channels", [1, 2, 4])
-@pytest.mark.parametrize("quality", [JPEG_QUALITY, STRONG_QUALITY])
-def test_jpeg_of_other_images_is_that_of_each_channel(
-    channels: int, height: int, width: int, quality: int
-) -> None:
-    image = picture(channels, height, width)
-    levels = np.rint(255 * image.numpy()).astype(np.uint8)
-    wanted = np.stack([through_pillow(plane, quality) for plane in levels])
-    assert torch.equal((255 * jpeg(image, quality)).round().byte(), torch.from_numpy(wanted))
-
-
-def test_jpeg_of_a_constant_image_is_that_image() -> None:
-    grey = torch.full((3, 16, 16), 100 / 255)
-    torch.testing.assert_close(jpeg(grey), grey, rtol=0, atol=1e-6)
-
-
-@channels
-def test_half_size_of_blocks_of_two_is_their_means_enlarged(channels: int) -> None:
-    image = picture(channels, 16, 18)
-    # Halved bilinearly with antialiasing, a pixel is a triangle of radius 2 over its source:
-    # weights 1/8 3/8 3/8 1/8 inside. Then a bicubic enlargement, on numpy arrays of its own.
-    kernel = np.array([1, 3, 3, 1]) / 8
-    along = image.numpy().astype(np.float64)
-    small = np.einsum("i,j,cyxij->cyx", kernel, kernel, _windows(along))
-    inside = half_size(image).double().numpy()[:, 8, 9]
-    y, x = (8 + 0.5) / 2 - 0.5, (9 + 0.5) / 2 - 0.5  # 3.75, 4.25: rows 2 to 5, columns 3 to 6
-    weights = [[_cubic(y - i) * _cubic(x - j) for j in range(3, 7)] for i in range(2, 6)]
-    wanted = np.einsum("ij,cij->c", np.array(weights), small[:, 2:6, 3:7])
-    assert inside == pytest.approx(wanted.clip(0, 1), abs=1e-5)
-
-
-def _windows(image: Array) -> Array:
-    """Return the 4 x 4 pixels around each block of 2 x 2 [C, H / 2, W / 2, 4, 4]; inside only."""
-    padded = np.pad(image, ((0, 0), (1, 1), (1, 1)), mode="edge")
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (4, 4), axis=(1, 2))
-    return np.asarray(windows[:, ::2, ::2])
-
-
-def _cubic(distance: float) -> float:
-    """Return the weight of Keys's cubic convolution, a = -0.75."""
-    a, d = -0.75, abs(distance)
-    if d < 1:
-        return (a + 2) * d**3 - (a + 3) * d**2 + 1
-    return a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a if d < 2 else 0.0
-
-
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 3), (3, 50), (2, 2)])
-def test_half_size_of_what_cannot_be_halved_is_the_image(height: int, width: int) -> None:
-    image = picture(3, height, width)
-    assert torch.equal(half_size(image), image)
-
-
-def test_half_size_takes_a_checkerboard_away() -> None:
-    y, x = torch.meshgrid(torch.arange(16), torch.arange(16), indexing="ij")
-    board = ((y + x) % 2).float().expand(3, 16, 16)
-    assert (half_size(board) - 0.5).abs()[:, 3:-3, 3:-3].max() < 1e-3
-
-
-@pytest.mark.parametrize(("size", "sigma"), [(8, 1 + 8 / 448), (224, 1.5)])
-def test_strong_gaussian_grows_with_the_smaller_side(size: int, sigma: float) -> None:
-    image = picture(3, size, size + 3)
-    assert torch.equal(strong_gaussian(image), gaussian(image, sigma))
-
-
-def test_neighbourhood_mean_by_hand() -> None:
-    plane = torch.tensor([[0.0, 9.0], [18.0, 27.0]])
-    # The corner counts itself four times, each neighbour twice, the one across once.
-    assert neighbourhood_mean(plane)[0].tolist() == pytest.approx([(18 + 36 + 27) / 9, 12.0])
-
-
-@sizes
-@pytest.mark.parametrize("channels", [1, 2, 3, 4])
 class TestEveryView:
-    def test_stands_in_the_order_of_the_registry(
-        self, channels: int, height: int, width: int
-    ) -> None:
+    def test_stands_in_the_order_of_the_names(self, channels: int, height: int, width: int) -> None:
         image = picture(channels, height, width)
-        views = denoised_views(image)
-        assert list(ALL) == [
-            "bilateral",
-            "jpeg",
-            "median",
-            "gaussian",
-            "half_size",
-            "strong_jpeg",
-            "strong_gaussian",
-            "strong_bilateral",
-        ]
-        assert views.shape == (8, channels, height, width)
-        for view, made in zip(ALL.values(), views, strict=True):
-            assert torch.equal(view(image), made)
+        smooth = total_variation(image)
+        wanted = {
+            "bilateral": bilateral(image, 0.05),
+            "jpeg": jpeg(image, 75),
+            "median": median(image),
+            "gaussian": gaussian(image, 0.5),
+            "covered": covered(image),
+            "strong_jpeg": jpeg(image, 30),
+            "total_variation": smooth,
+            "half_size": half_size(smooth),
+            "strong_bilateral": bilateral(bilateral(image, 0.15), 0.15),
+        }
+        views = changed_views(image)
+        assert tuple(wanted) == NAMES
+        assert views.shape == (VIEW_COUNT, channels, height, width) == (9, *image.shape)
+        for made, view in zip(views, wanted.values(), strict=True):
+            assert torch.equal(made, view)
+        assert torch.equal(views[5:], torch.stack(strong_views(image)))
 
     def test_stays_in_range(self, channels: int, height: int, width: int) -> None:
         extreme = picture(channels, height, width).round()
-        views = denoised_views(extreme)
+        views = changed_views(extreme)
         assert views.min() >= -1e-6
         assert views.max() <= 1 + 1e-6
+
+    @pytest.mark.parametrize("value", [0.0, 128 / 255, 1.0])
+    def test_of_a_constant_image_is_that_image(
+        self, channels: int, height: int, width: int, value: float
+    ) -> None:
+        flat = torch.full((channels, height, width), value)
+        views = changed_views(flat)
+        torch.testing.assert_close(views, flat.expand_as(views), rtol=0, atol=1e-6)
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
     def test_is_of_the_type_of_the_image(
         self, channels: int, height: int, width: int, dtype: torch.dtype
     ) -> None:
         image = picture(channels, height, width).to(dtype)
-        views = denoised_views(image)
+        views = changed_views(image)
         assert views.dtype == dtype
         assert views.device == image.device
-        assert torch.equal(views, denoised_views(image.float()).to(dtype))
+        assert torch.equal(views, changed_views(image.float()).to(dtype))
 
     def test_leaves_the_image_alone(self, channels: int, height: int, width: int) -> None:
         image = picture(channels, height, width)
         before = image.clone()
-        denoised_views(image)
+        changed_views(image)
         assert torch.equal(image, before)
 
 
-def test_the_registries_are_the_filters_with_their_settings() -> None:
-    image = picture(3, 16, 16)
-    assert torch.equal(VIEWS["bilateral"](image), bilateral(image, 0.05))
-    assert torch.equal(VIEWS["jpeg"](image), jpeg(image, 75))
-    assert torch.equal(VIEWS["gaussian"](image), gaussian(image, 0.5))
-    assert torch.equal(STRONG_VIEWS["strong_jpeg"](image), jpeg(image, 30))
-    assert torch.equal(STRONG_VIEWS["strong_bilateral"](image), bilateral(image, 0.1))
-
-
-@pytest.mark.parametrize("view", ALL)
-def test_takes_noise_away_from_a_smooth_image(view: str) -> None:
-    ramp = torch.linspace(0.3, 0.7, 64).expand(3, 64, 64)
-    noise = 0.02 * torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(0))
-    left = (ALL[view](ramp + noise) - ramp)[:, 4:-4, 4:-4]
-    assert left.std() < 0.85 * noise.std()
-
-
-@pytest.mark.parametrize("view", ALL)
-def test_of_an_image_of_which_the_memory_is_not_in_order(view: str) -> None:
+def test_of_an_image_of_which_the_memory_is_not_in_order() -> None:
     image = picture(3, 9, 6)
     turned = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     assert not turned.is_contiguous()
-    torch.testing.assert_close(ALL[view](turned), ALL[view](image))
+    torch.testing.assert_close(changed_views(turned), changed_views(image))
 
 
-@pytest.mark.parametrize("view", ALL)
-def test_the_callers_autocast_changes_nothing(view: str) -> None:
-    image = picture(3, 16, 12)
-    outside = ALL[view](image)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_callers_autocast_changes_nothing(dtype: torch.dtype) -> None:
+    image = picture(3, 16, 12).to(dtype)
+    outside = changed_views(image)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = ALL[view](image)
+        inside = changed_views(image)
     assert torch.equal(inside, outside)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_takes_noise_away_from_a_smooth_image(name: str) -> None:
+    ramp = torch.linspace(0.3, 0.7, 64).expand(3, 64, 64)
+    noise = 0.02 * torch.randn(3, 64, 64, generator=torch.Generator().manual_seed(0))
+    image = ramp + noise
+    left = changed_views(image)[NAMES.index(name)] - ramp
+    if name == "covered":  # in its place alone
+        top, start, side = roughest_place(image)
+        left = left[:, top : top + side, start : start + side]
+    assert left[:, 4:-4, 4:-4].std() < 0.85 * noise.std()
+
+
+def inside(top: int, left: int, side: int, height: int, width: int) -> Tensor:
+    """Return where a square lies, bool [H, W]."""
+    place = torch.zeros(height, width, dtype=torch.bool)
+    place[top : top + side, left : left + side] = True
+    return place
+
+
+def ramp(channels: int, height: int, width: int) -> Tensor:
+    """Return a picture that is brighter to the right and to the bottom, [C, H, W]."""
+    y, x = torch.linspace(0, 1, height)[:, None], torch.linspace(0, 1, width)
+    return (0.3 + 0.2 * y + 0.2 * x).expand(channels, -1, -1).clone()
+
+
+def checkered(side: int) -> Tensor:
+    """Return black and white pixels in turn [S, S]."""
+    y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    return ((y + x) % 2).float()
+
+
+class TestCovered:
+    # A fifth of the smaller side: 2 of 8, 3 of 16, 8 of 40, at every border and between.
+    @pytest.mark.parametrize("channels", [1, 3])
+    @pytest.mark.parametrize(
+        ("height", "width", "side", "top", "left"),
+        [
+            (size, size, side, *place)
+            for size, side in ((8, 2), (40, 8))
+            for place in itertools.product((0, 3, size - side), repeat=2)
+        ]
+        + [(16, 30, 3, 13, 20), (30, 16, 3, 20, 0)],
+    )
+    def test_covers_a_rough_patch_where_it_was_pasted_and_nothing_else(
+        self, channels: int, height: int, width: int, side: int, top: int, left: int
+    ) -> None:
+        clean = ramp(channels, height, width)
+        attacked = clean.clone()
+        attacked[:, top : top + side, left : left + side] = checkered(side)
+        made = covered(attacked)
+        covering = inside(top, left, side, height, width)
+        assert roughest_place(attacked) == (top, left, side)
+        assert torch.equal(made[:, ~covering], attacked[:, ~covering])
+        assert (made - clean).abs().mean() < 0.1 * (attacked - clean).abs().mean()
+
+    def test_cover_by_hand(self) -> None:
+        # 5 x 5, so one pixel; a Gaussian of sigma 1 cut off at 3, borders repeated, of all pixels
+        # but this one: 1 at the border rows 0 and 4, else 0.
+        image = torch.zeros(1, 5, 5)
+        image[:, [0, 4]] = 1.0
+        image[:, 2, 2] = 0.5
+        image[:, 2, 1] = 0.25
+        bell = [math.exp(-(d**2) / 2) for d in range(-3, 4)]
+        total = weights = 0.0
+        for (i, a), (j, b) in itertools.product(enumerate(bell), repeat=2):
+            y, x = min(max(i - 1, 0), 4), min(max(j - 1, 0), 4)  # 2 + i - 3, held inside
+            if (y, x) != (2, 2):
+                total, weights = total + a * b * image[0, y, x].item(), weights + a * b
+        image[:, 2, 2] = 9.0  # what stands there has no say
+        made = covered(image)
+        assert roughest_place(image) == (2, 2, 1)
+        assert made[0, 2, 2].item() == pytest.approx(total / weights, abs=1e-6)
+        made[:, 2, 2] = image[:, 2, 2]
+        assert torch.equal(made, image)
+
+    @pytest.mark.parametrize("side", [1, 2, 3, 9])
+    def test_what_stands_in_the_place_has_no_say_in_its_cover(self, side: int) -> None:
+        made = []
+        for contrast in (0.7, 1.0):
+            image = ramp(3, 5 * side, 5 * side)
+            image[:, side : 2 * side, side : 2 * side] = contrast * (1 - checkered(side))
+            assert roughest_place(image) == (side, side, side)
+            made.append(covered(image))
+        assert torch.equal(made[0], made[1])
+
+    def test_of_two_patches_the_rougher_is_covered(self) -> None:
+        image = ramp(3, 40, 40)
+        image[:, 2:10, 2:10] = 0.5 * checkered(8)
+        image[:, 25:33, 20:28] = checkered(8)
+        made = covered(image)
+        assert torch.equal(made[:, 2:10, 2:10], image[:, 2:10, 2:10])
+        assert (made[:, 26:32, 21:27] - image[:, 26:32, 21:27]).abs().min() > 0.2
+
+    def test_a_patch_in_one_channel_is_covered_in_all(self) -> None:
+        image = picture(3, 40, 40, seed=1) * 0.1
+        image[1, 20:28, 10:18] = checkered(8)
+        made = covered(image)
+        changed = (made != image).any(2).any(1)
+        assert changed.tolist() == [True, True, True]
+
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_a_single_pixel_stays(self, channels: int) -> None:
+        image = picture(channels, 1, 1)
+        assert torch.equal(covered(image), image)
+
+    @pytest.mark.parametrize("size", [8, 32, 224])
+    def test_cover_lies_between_the_darkest_and_the_brightest_around(self, size: int) -> None:
+        image = picture(3, size, size)
+        made = covered(image)
+        covering = inside(*roughest_place(image), size, size)
+        assert int(covering.sum()) == round(0.2 * size) ** 2
+        for channel in range(3):
+            known = image[channel, ~covering]
+            assert made[channel, covering].min() >= known.min() - 1e-6
+            assert made[channel, covering].max() <= known.max() + 1e-6
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("view", ALL)
-def test_on_cuda(view: str) -> None:
-    image = picture(3, 16, 12)
-    made = ALL[view](image.cuda())
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_on_cuda(channels: int, height: int, width: int) -> None:
+    image = picture(channels, height, width)
+    made = changed_views(image.cuda())
     assert made.is_cuda
-    torch.testing.assert_close(made.cpu(), ALL[view](image), rtol=0, atol=1e-5)
+    torch.testing.assert_close(made.cpu(), changed_views(image), rtol=0, atol=1e-5)

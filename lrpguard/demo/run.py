@@ -230,7 +230,8 @@ def _by_one(calibration: Calibration, evidence: Evidence) -> tuple[Tensor, Tenso
     flagged = calibration.p_values(anomaly) <= calibration.alpha
     if not isinstance(detector, CombinedDetector) or readings.candidates is None:
         return flagged, evidence.label
-    proposal = propose(readings.candidates, detector.consistency, anomaly)
+    painted = detector.painted(readings)
+    proposal = propose(readings.candidates, detector.consistency, anomaly, painted)
     accepted = calibration.replacement_p_values(proposal.evidence) <= Consensus().harm
     label = restored(proposal, accepted, evidence).label
     return flagged, torch.where(flagged, label, evidence.label)

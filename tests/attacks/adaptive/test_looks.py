@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lrpguard.attacks.adaptive.looks import fresh_noise, keyed_noise, look
-from lrpguard.views import VIEWS
+from lrpguard.attacks.adaptive.looks import LOOKED_AT, fresh_noise, keyed_noise, look
 from tests.attacks.adaptive.conftest import KEY, Toy
 
 
