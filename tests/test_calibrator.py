@@ -33,7 +33,7 @@ from lrpguard.noise import image_digest
 from lrpguard.readings import Readings, read
 from lrpguard.scores import SCORES
 from lrpguard.version import __version__
-from lrpguard.views import STRONG_VIEWS, VIEWS
+from lrpguard.views import VIEW_COUNT
 from tests.support import FAST, Raises, Wrapped, images, small_net
 
 N_IMAGES = 100
@@ -72,7 +72,7 @@ def whole() -> Calibration:
     return calibrated(CLEAN.split(10))
 
 
-PASSES = 1 + len(VIEWS) + len(STRONG_VIEWS)
+PASSES = 1 + VIEW_COUNT
 """Images that go through the model without gradients for each that is scored."""
 
 
@@ -127,7 +127,8 @@ class TestOutcome:
         found, detector = _readings(), whole.detector
         assert found.candidates is not None
         assert isinstance(detector, CombinedDetector)
-        every = propose(found.candidates, detector.consistency, detector.anomaly(found)).evidence
+        anomaly, painted = detector.anomaly(found), detector.painted(found)
+        every = propose(found.candidates, detector.consistency, anomaly, painted).evidence
         assert whole.proposals is not None
         assert len(whole.proposals) == whole.n
         assert torch.equal(every[~_fitted(found, whole)].sort().values, whole.proposals)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from lrpguard.consensus import (
-    SUPPORT_FLOOR,
     SUPPORT_WEIGHT,
     VOTE_LIMIT,
     VOTE_WEIGHT,
@@ -20,7 +19,7 @@ from lrpguard.consensus import (
     propose,
     restored,
 )
-from lrpguard.consistency import Candidates, ConsistencyModel
+from lrpguard.consistency import SUPPORT_FLOOR, Candidates, ConsistencyModel
 from lrpguard.detector import CombinedDetector
 from lrpguard.errors import ConfigurationError, NotCalibratedError
 from lrpguard.restoration import UNKNOWN
@@ -28,41 +27,56 @@ from tests.support import make_calibration, make_candidates, make_evidence, make
 
 UNIT = ConsistencyModel(
     pairs=torch.tensor([0]),
-    mean=torch.zeros(1, 3).double(),
-    scale=torch.ones(1, 3).double(),
-    base_mean=torch.zeros(3).double(),
-    base_scale=torch.ones(3).double(),
-    weights=torch.tensor([0.0, 1.0, 1.0]).double(),
+    mean=torch.zeros(1, 4).double(),
+    scale=torch.ones(1, 4).double(),
+    base_mean=torch.zeros(4).double(),
+    base_scale=torch.ones(4).double(),
+    weights=torch.tensor([[0.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]]).double(),
+    trust=torch.tensor([0.75, 0.25]).double(),
 )
-"""The consistency is the sum of the two shifts."""
-
+"""The consistency is the sum of two shifts or, by covering, the third."""
 
 QUIET = torch.zeros(1, dtype=torch.float64)
 """Anomaly of a request that is quite like clean data."""
+
+PLAIN, PAINTED = torch.tensor([False]), torch.tensor([True])
+"""One request without, and one with a suspiciously rough place."""
 
 
 def by_hand(
     values: list[list[float]], classes: list[int], support: list[float] | None = None
 ) -> Candidates:
-    """Return the candidates of one request of label 0; equal support where none is given."""
-    shares = support or [1 / len(classes)] * len(classes)
+    """Return the candidates of one request of label 0; equal support where none is given.
+
+    Args:
+        values: Gap, two shifts, and that by covering, of each.
+        classes: Which they are.
+        support: Probabilities on both strong views.
+    """
+    shares = torch.tensor(support or [1 / len(classes)] * len(classes), dtype=torch.float64)
     return Candidates(
         label=torch.tensor([0]),
         classes=torch.tensor([classes]),
         values=torch.tensor([values], dtype=torch.float64),
-        support=torch.tensor([shares], dtype=torch.float64),
+        support=(shares + SUPPORT_FLOOR).log()[None, :, None].expand(1, -1, 2),
+        kept=torch.ones(1, 2).double(),
     )
+
+
+def votes(*views: list[float]) -> list[float]:
+    """Return the mean shares of label and candidates, of logits on each view, the label's 0."""
+    terms = [[math.exp(logit) for logit in (0.0, *view)] for view in views]
+    parts = [[term / sum(view) for term in view] for view in terms]
+    return [sum(part) / len(parts) for part in zip(*parts, strict=True)]
 
 
 class TestPropose:
     def test_by_hand(self) -> None:
-        # Candidate 7: gap -2, shifts 3 and 1, so it leads by 1 on one view, and is 1 behind on
-        # the other. Candidate 4: gap -1, shifts 0 and 1.5: -1 and 0.5.
-        found = by_hand([[-2.0, 3.0, 1.0], [-1.0, 0.0, 1.5]], [7, 4])
-        proposal = propose(found, UNIT, QUIET + 6)
-        first = [1.0, math.e, math.exp(-1)]  # softmax terms of label, 7, 4 on the first view
-        second = [1.0, math.exp(-1), math.exp(0.5)]
-        share = [(a / sum(first) + b / sum(second)) / 2 for a, b in zip(first, second, strict=True)]
+        # Candidate 7: gap -2, shifts 3, 1 and 0, so it leads by 1 on one view, and is 1 and 2
+        # behind on the others. Candidate 4: gap -1, shifts 0, 1.5, 2: -1, 0.5, 1.
+        found = by_hand([[-2.0, 3.0, 1.0, 0.0], [-1.0, 0.0, 1.5, 2.0]], [7, 4])
+        proposal = propose(found, UNIT, QUIET + 6, PLAIN)
+        share = votes([1.0, -1.0], [-1.0, 0.5], [-2.0, 1.0])
         # The consistency of 7 is 4, that of 4 is 1.5.
         assert proposal.label.tolist() == [7]
         assert proposal.confidence.item() == pytest.approx(share[1])
@@ -71,37 +85,75 @@ class TestPropose:
         )
         assert (SUPPORT_WEIGHT, SUPPORT_FLOOR, VOTE_WEIGHT, VOTE_LIMIT) == (0.5, 1e-4, 0.5, 4.0)
 
+    def test_covering_counts_where_a_place_is_painted(self) -> None:
+        # By noise and views 7 has 4, and 4 has 1.5; by covering 7 has 0, and 4 has 5.
+        found = by_hand([[-2.0, 3.0, 1.0, 0.0], [-1.0, 0.0, 1.5, 5.0]], [7, 4])
+        share = votes([1.0, -1.0], [-1.0, 0.5], [-2.0, 4.0])
+        plain, painted = (propose(found, UNIT, QUIET, place) for place in (PLAIN, PAINTED))
+        assert plain.label.tolist() == [7]
+        assert plain.evidence.item() == pytest.approx(4 + 0.5 * math.log(share[1] / share[0]))
+        assert painted.label.tolist() == [4]
+        assert painted.evidence.item() == pytest.approx(5 + 0.5 * math.log(share[2] / share[0]))
+        assert painted.confidence.item() == pytest.approx(share[2])
+
+    def test_a_painted_place_whose_covering_says_less_changes_nothing(self) -> None:
+        # The larger counts: 4 against 3.9 for candidate 7, 1.5 against 1 for candidate 4.
+        found = by_hand([[-2.0, 3.0, 1.0, 3.9], [-1.0, 0.0, 1.5, 1.0]], [7, 4])
+        plain, painted = (propose(found, UNIT, QUIET, place) for place in (PLAIN, PAINTED))
+        for name, part in vars(plain).items():
+            assert torch.equal(part, vars(painted)[name])
+
+    def test_each_request_has_a_place_of_its_own(self) -> None:
+        one = by_hand([[-2.0, 3.0, 1.0, 0.0], [-1.0, 0.0, 1.5, 5.0]], [7, 4])
+        parts = {name: torch.cat([part, part, part]) for name, part in vars(one).items()}
+        proposal = propose(
+            Candidates(**parts), UNIT, QUIET.expand(3), torch.tensor([True, False, True])
+        )
+        assert proposal.label.tolist() == [4, 7, 4]
+
     def test_strong_views_decide_between_candidates_of_like_consistency(self) -> None:
         # 7 is ahead by 1; 4 has log(0.9 / 0.1) / 2 = 1.0986 for it, or log(0.8 / 0.2) / 2 = 0.69.
-        values = [[-2.0, 2.0, 2.0], [-2.0, 1.5, 1.5]]
-        assert propose(by_hand(values, [7, 4], [0.1, 0.9]), UNIT, QUIET).label.tolist() == [4]
-        assert propose(by_hand(values, [7, 4], [0.2, 0.8]), UNIT, QUIET).label.tolist() == [7]
+        values = [[-2.0, 2.0, 2.0, 0.0], [-2.0, 1.5, 1.5, 0.0]]
+        for support, label in (([0.1, 0.9], 4), ([0.2, 0.8], 7)):
+            found = by_hand(values, [7, 4], support)
+            assert propose(found, UNIT, QUIET, PLAIN).label.tolist() == [label]
+
+    def test_strong_views_count_as_they_are_trusted(self) -> None:
+        # 7 is ahead by 0.5. One view speaks for 4 by log(4), the other against it: of trust 3/4
+        # and 1/4 half is left, so 0.69 / 2 = 0.35 is too little, and 0.69 is not.
+        values = [[-2.0, 2.0, 0.5, 0.0], [-2.0, 2.0, 0.0, 0.0]]
+        found = by_hand(values, [7, 4], [0.5, 0.5])
+        for odds, label in ((4.0, 7), (16.0, 4)):
+            way = torch.tensor([[0.0, 0.0], [math.log(odds), -math.log(odds)]]).double()
+            divided = dataclasses.replace(found, support=found.support + way)
+            assert propose(divided, UNIT, QUIET, PLAIN).label.tolist() == [label]
 
     def test_no_support_at_all_costs_no_more_than_the_floor(self) -> None:
         # log((1 + 1e-4) / 1e-4) / 2 = 4.605.
         for ahead, label in ((4.5, 4), (4.7, 7)):
-            values = [[-2.0, ahead, 0.0], [-2.0, 0.0, 0.0]]
+            values = [[-2.0, ahead, 0.0, 0.0], [-2.0, 0.0, 0.0, 0.0]]
             found = by_hand(values, [7, 4], [0.0, 1.0])
-            assert propose(found, UNIT, QUIET).label.tolist() == [label]
+            assert propose(found, UNIT, QUIET, PLAIN).label.tolist() == [label]
 
     def test_support_and_anomaly_choose_no_more_than_they_say(self) -> None:
         # Support is for the choice alone, the anomaly for the evidence alone.
-        values = [[-2.0, 3.0, 1.0], [-1.0, 0.0, 1.5]]
-        plain = propose(by_hand(values, [7, 4]), UNIT, QUIET)
-        other = propose(by_hand(values, [7, 4], [0.9, 0.1]), UNIT, QUIET)
-        unlike = propose(by_hand(values, [7, 4]), UNIT, QUIET + 50)
+        values = [[-2.0, 3.0, 1.0, 0.0], [-1.0, 0.0, 1.5, 0.0]]
+        plain = propose(by_hand(values, [7, 4]), UNIT, QUIET, PLAIN)
+        other = propose(by_hand(values, [7, 4], [0.9, 0.1]), UNIT, QUIET, PLAIN)
+        unlike = propose(by_hand(values, [7, 4]), UNIT, QUIET + 50, PLAIN)
         assert plain.evidence.item() == other.evidence.item()
         assert unlike.label.tolist() == plain.label.tolist()
         assert unlike.evidence.item() == plain.evidence.item() + 25
 
     @pytest.mark.parametrize(("gap", "vote"), [(-1000.0, -4.0), (1000.0, 4.0), (0.0, 0.0)])
     def test_votes_are_held_within_their_limit(self, gap: float, vote: float) -> None:
-        proposal = propose(by_hand([[gap, 0.0, 0.0]], [3]), UNIT, QUIET)
+        proposal = propose(by_hand([[gap, 0.0, 0.0, 0.0]], [3]), UNIT, QUIET, PLAIN)
         assert proposal.evidence.item() == pytest.approx(VOTE_WEIGHT * vote)
 
     def test_confidence_is_a_share(self) -> None:
         found = make_candidates(200)
-        proposal = propose(found, ConsistencyModel.fit(found), torch.rand(200).double())
+        model, anomaly = ConsistencyModel.fit(found), torch.rand(200).double()
+        proposal = propose(found, model, anomaly, torch.arange(200) % 2 == 0)
         assert bool(((proposal.confidence >= 0) & (proposal.confidence <= 1)).all())
         assert proposal.evidence.dtype == proposal.confidence.dtype == torch.float64
         assert bool((proposal.label != found.label).all())
@@ -111,10 +163,11 @@ class TestPropose:
         found = make_candidates(33, classes=12)
         model = ConsistencyModel.fit(found)
         anomaly = 9 * torch.rand(33, dtype=torch.float64)
-        whole = propose(found, model, anomaly)
+        painted = torch.arange(33) % 3 == 0
+        whole = propose(found, model, anomaly, painted)
         for i in range(33):
             rows = slice(i, i + 1)
-            alone = propose(found.select(rows), model, anomaly[rows])
+            alone = propose(found.select(rows), model, anomaly[rows], painted[rows])
             for name, part in vars(alone).items():
                 assert torch.equal(part, vars(whole)[name][i : i + 1])
 
@@ -185,7 +238,8 @@ class TestHarm:
             whole = dataclasses.replace(whole, candidates=found)
             detector = CombinedDetector.fit(whole.select(slice(200)))
             anomaly = detector.anomaly(whole)
-            evidence = propose(found, detector.consistency, anomaly).evidence[200:]
+            painted = detector.painted(whole)
+            evidence = propose(found, detector.consistency, anomaly, painted).evidence[200:]
             calibration = make_calibration([0.0] * n, detector=detector, proposals=evidence[:n])
             p_values = calibration.replacement_p_values(evidence[n:])
             replaced += (p_values[:, None] <= harms).sum(0)

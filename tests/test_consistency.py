@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -13,12 +13,15 @@ from torch import Tensor
 from lrpguard import Evidence
 from lrpguard.consistency import (
     PRIOR_IMAGES,
+    SUPPORT_FLOOR,
+    TRUST_FLOOR,
+    TRUST_POWER,
     Candidates,
     ConsistencyModel,
     candidates,
 )
 from lrpguard.errors import ConfigurationError
-from lrpguard.readings import VALUES
+from lrpguard.readings import SUPPORTS, VALUES
 from tests.support import make_candidates, make_evidence
 
 
@@ -31,29 +34,54 @@ def shares(logits: list[float]) -> list[float]:
 class TestCandidates:
     def test_by_hand(self) -> None:
         mild = [[5.0, 2.0, 0.0], [4.0, 1.0, 3.0], [5.0, 1.0, 2.0], [0.0, 0.0, 0.0]]
-        strong = [[9.0, 0.0, 1.0], [0.0, 2.0, 0.0], [0.0, 0.0, 0.0], [0.0, 5.0, 5.0]]
+        covered = [1.0, 7.0, 0.0]
+        strong = [[9.0, 0.0, 1.0], [0.0, 2.0, 0.0], [3.0, 0.0, 0.0], [0.0, 5.0, 5.0]]
         evidence = make_evidence(
             logits=[[5.0, 1.0, 2.0]],
             noisy_logits=[[[4.0, 3.0, 0.0], [2.0, 5.0, 2.0]]],  # mean 3 4 1
-            views=[[*mild, *strong]],
+            views=[[*mild, covered, *strong]],
         )
         found = candidates(evidence)
         assert found.label.tolist() == [0]
         assert found.classes.tolist() == [[1, 2]]
-        # Class 1: gap 1 - 5; under noise 4 - 3 = 1, then 2 - 5, 1 - 4, 1 - 5, 0: less the gap.
-        # Class 2: gap 2 - 5; 1 - 3 = -2, then 0 - 5, 3 - 4, 2 - 5, 0: less the gap.
+        # Class 1: gap 1 - 5; under noise 4 - 3 = 1, then 2 - 5, 1 - 4, 1 - 5, 0, covered 7 - 1:
+        # less the gap. Class 2: gap 2 - 5; 1 - 3 = -2, then 0 - 5, 3 - 4, 2 - 5, 0, covered
+        # 0 - 1: less the gap.
         assert found.values.tolist() == [
-            [[-4.0, 5.0, 1.0, 1.0, 0.0, 4.0], [-3.0, 1.0, -2.0, 2.0, 0.0, 3.0]]
+            [[-4.0, 5.0, 1.0, 1.0, 0.0, 4.0, 10.0], [-3.0, 1.0, -2.0, 2.0, 0.0, 3.0, 2.0]]
         ]
-        # Of classes 1 and 2 alone, on the four strong views.
+        # Of classes 1 and 2 alone, on each of the four strong views.
         each = [shares(view[1:]) for view in strong]
-        wanted = [sum(share[z] for share in each) / 4 for z in (0, 1)]
-        assert found.support[0].tolist() == pytest.approx(wanted)
-        assert found.values.dtype == found.support.dtype == torch.float64
+        for z in (0, 1):
+            wanted = [math.log(share[z] + 1e-4) for share in each]
+            assert found.support[0, z].tolist() == pytest.approx(wanted)
+        assert found.kept.tolist() == [[1.0, 0.0, 1.0, 0.0]]  # where class 0 is the largest
+        assert found.values.dtype == found.support.dtype == found.kept.dtype == torch.float64
+
+    def test_no_support_at_all_is_the_floor(self) -> None:
+        views = [[9.0, 0.0, 999.0]] * 9
+        evidence = make_evidence(
+            logits=[[9.0, 0.0, 0.0]], noisy_logits=[[[9.0, 0.0, 0.0]]], views=[views]
+        )
+        found = candidates(evidence)
+        assert found.classes.tolist() == [[2, 1]]
+        assert SUPPORT_FLOOR == 1e-4
+        assert found.support[0, 0].tolist() == pytest.approx([math.log1p(1e-4)] * 4)
+        assert found.support[0, 1].tolist() == pytest.approx([math.log(1e-4)] * 4)
+
+    def test_kept_is_about_the_explained_class(self) -> None:
+        strong = [[9.0, 0.0, 0.0], [0.0, 9.0, 0.0], [0.0, 0.0, 9.0], [9.0, 0.0, 0.0]]
+        evidence = make_evidence(
+            logits=[[9.0, 0.0, 0.0]] * 3,
+            noisy_logits=[[[9.0, 0.0, 0.0]]] * 3,
+            views=[[*[[9.0, 0.0, 0.0]] * 5, *strong]] * 3,
+            label=[0, 1, 2],
+        )
+        assert candidates(evidence).kept.tolist() == [[1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 1, 0]]
 
     def test_of_two_classes_stand_in_the_order_of_their_mean_probability(self) -> None:
         # Class 1 has by far the larger mean logit, from one view; class 2 wins all the others.
-        views = [[9.0, 99.0, 0.0], *[[9.0, 0.0, 2.0]] * 7]
+        views = [[9.0, 99.0, 0.0], *[[9.0, 0.0, 2.0]] * 8]
         evidence = make_evidence(
             logits=[[9.0, 0.0, 0.0]], noisy_logits=[[[9.0, 0.0, 2.0]]], views=[views]
         )
@@ -63,7 +91,7 @@ class TestCandidates:
         options: dict[str, Any] = {
             "logits": [[1.0, 9.0, 2.0]],
             "noisy_logits": [[[1.0, 9.0, 2.0]]],
-            "views": [[[1.0, 9.0, 2.0]] * 8],
+            "views": [[[1.0, 9.0, 2.0]] * 9],
         }
         assert candidates(make_evidence(**options)).classes.tolist() == [[2, 0]]
         other = candidates(make_evidence(**options, label=[2]))
@@ -72,31 +100,34 @@ class TestCandidates:
 
     @pytest.mark.parametrize(("classes", "count"), [(2, 1), (5, 4), (10, 9), (1000, 9)])
     def test_are_the_others_or_the_nearest_nine(self, classes: int, count: int) -> None:
-        logits = torch.randn(3, 11, classes, generator=torch.Generator().manual_seed(0))
+        logits = torch.randn(3, 12, classes, generator=torch.Generator().manual_seed(0))
         evidence = made_of(logits, copies=2)
         found = candidates(evidence)
-        assert found.classes.shape == found.support.shape == (3, count)
+        assert found.classes.shape == (3, count)
         assert found.values.shape == (3, count, VALUES)
+        assert found.support.shape == (3, count, SUPPORTS)
         for i in range(3):
             label = int(logits[i, 0].argmax())
             moved = torch.cat([logits[i, 1:3].mean(0, keepdim=True), logits[i, 3:]]).double()
             moved[:, label] = -torch.inf
             order = moved.softmax(1).mean(0).argsort(descending=True)
             assert found.classes[i].tolist() == order[:count].tolist()
-            support = moved[-4:].softmax(1).mean(0)[order[:count]]
-            torch.testing.assert_close(found.support[i], support)
+            support = moved[-4:].softmax(1)[:, order[:count]]
+            torch.testing.assert_close(found.support[i], (support + 1e-4).log().T)
+            kept = logits[i, -4:].argmax(1) == label
+            assert found.kept[i].tolist() == kept.double().tolist()
 
     def test_of_a_request_alone_are_the_same_bit_for_bit(self) -> None:
-        logits = torch.randn(9, 29, 12, generator=torch.Generator().manual_seed(0))
+        logits = torch.randn(9, 30, 12, generator=torch.Generator().manual_seed(0))
         evidence = made_of(logits, copies=20)
         whole = candidates(evidence)
         model = ConsistencyModel.fit(whole)
         for i in range(9):
             alone = candidates(evidence.select(slice(i, i + 1)))
-            assert torch.equal(alone.classes[0], whole.classes[i])
-            assert torch.equal(alone.values[0], whole.values[i])
-            assert torch.equal(alone.support[0], whole.support[i])
+            for name, part in vars(alone).items():
+                assert torch.equal(part[0], vars(whole)[name][i])
             assert torch.equal(model.scores(alone)[0], model.scores(whole)[i])
+            assert torch.equal(model.support(alone)[0], model.support(whole)[i])
 
     def test_without_views_are_refused(self) -> None:
         evidence = make_evidence(logits=[[1.0, 0.0]], noisy_logits=[[[1.0, 0.0]]])
@@ -108,10 +139,8 @@ class TestCandidates:
         some = whole.select(torch.tensor([3, 1]))
         assert len(whole) == 5
         assert len(some) == 2
-        assert torch.equal(some.label, whole.label[[3, 1]])
-        assert torch.equal(some.classes, whole.classes[[3, 1]])
-        assert torch.equal(some.values, whole.values[[3, 1]])
-        assert torch.equal(some.support, whole.support[[3, 1]])
+        for name, part in vars(some).items():
+            assert torch.equal(part, vars(whole)[name][[3, 1]])
 
 
 def made_of(logits: Tensor, *, copies: int) -> Evidence:
@@ -135,8 +164,9 @@ def one_candidate(label: list[int], other: list[int], values: list[list[float]])
 
 
 def pairs(label: Tensor, other: Tensor, values: Tensor) -> Candidates:
-    """Return one candidate a request, of full support: labels [B], candidates [B]."""
-    return Candidates(label, other[:, None], values, torch.ones(len(label), 1).double())
+    """Return one candidate a request, of full support, labels kept: labels [B], candidates [B]."""
+    support = torch.zeros(len(label), 1, SUPPORTS, dtype=torch.float64)
+    return Candidates(label, other[:, None], values, support, torch.ones_like(support[:, 0]))
 
 
 class TestShrinkage:
@@ -176,8 +206,11 @@ class TestShrinkage:
         fresh = one_candidate([0, 4, 0], [7, 1, 1], [[-3.0, 5.0]] * 3)
         standard = (fresh.values[0, 0] - model.base_mean) / model.base_scale
         known = (fresh.values[0, 0] - model.mean[0]) / model.scale[0]
-        wanted = [(standard @ model.weights).item()] * 2 + [(known @ model.weights).item()]
-        assert model.scores(fresh).flatten().tolist() == pytest.approx(wanted)
+        assert bool((model.weights[1] != 0).any())
+        for way in (0, 1):
+            weights = model.weights[way]
+            wanted = [(standard @ weights).item()] * 2 + [(known @ weights).item()]
+            assert model.scores(fresh)[:, 0, way].tolist() == pytest.approx(wanted)
 
     def test_a_pair_seen_often_is_judged_by_itself(self) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -191,25 +224,79 @@ class TestShrinkage:
 
 class TestWeights:
     def test_by_hand_without_correlation(self) -> None:
-        # Two values of unit scale, uncorrelated: the gap explains nothing.
-        values = [[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]
-        model = ConsistencyModel.fit(one_candidate([0] * 4, [1] * 4, values))
-        assert model.weights.tolist() == pytest.approx([0.0, 1.0])
+        # Gap, two shifts and that of covering, of unit scale, uncorrelated: the gap explains
+        # nothing. The first two shifts make one score, the last the other.
+        values = [[a, b, c, a * b * c] for a in (1.0, -1.0) for b in (1.0, -1.0) for c in (1.0, -1)]
+        model = ConsistencyModel.fit(one_candidate([0] * 8, [1] * 8, values))
+        half = math.sqrt(0.5)
+        assert model.weights[0].tolist() == pytest.approx([0.0, half, half, 0.0])
+        assert model.weights[1].tolist() == pytest.approx([0.0, 0.0, 0.0, 1.0])
 
-    def test_what_the_gap_alone_explains_does_not_count(self) -> None:
+    def test_by_hand_with_a_gap_that_explains_some(self) -> None:
+        # The shift is the gap's negative 3/5 and 4/5 of its own, covering the reverse.
+        corners = [(a, b, c) for a in (1.0, -1.0) for b in (1.0, -1.0) for c in (1.0, -1.0)]
+        values = [[a, -0.6 * a + 0.8 * b, -0.8 * a + 0.6 * c] for a, b, c in corners]
+        model = ConsistencyModel.fit(one_candidate([0] * 8, [1] * 8, values))
+        # What is left of the shift is 0.8 b, and shift + 0.6 gap has variance 0.64.
+        assert model.weights[0].tolist() == pytest.approx([0.6 / 0.8, 1 / 0.8, 0.0])
+        assert model.weights[1].tolist() == pytest.approx([0.8 / 0.6, 0.0, 1 / 0.6])
+
+    @pytest.mark.parametrize("way", [0, 1])
+    def test_what_the_gap_alone_explains_does_not_count(self, way: int) -> None:
         generator = torch.Generator().manual_seed(0)
-        gap, own = torch.randn(2, 3000, generator=generator, dtype=torch.float64)
-        values = torch.stack([gap, -0.8 * gap + 0.6 * own, -0.8 * gap + 0.6 * own], dim=1)
+        gap, own, other = torch.randn(3, 3000, generator=generator, dtype=torch.float64)
+        moved, covered = -0.8 * gap + 0.6 * own, -0.8 * gap + 0.6 * other
+        values = torch.stack([gap, moved, moved, covered], dim=1)
         found = pairs(torch.zeros(3000).long(), torch.ones(3000).long(), values[:, None])
-        score = ConsistencyModel.fit(found).scores(found).flatten()
+        score = ConsistencyModel.fit(found).scores(found)[:, 0, way]
         assert torch.corrcoef(torch.stack([score, gap]))[0, 1].abs() < 0.02
-        assert torch.corrcoef(torch.stack([score, own]))[0, 1] > 0.99
+        assert torch.corrcoef(torch.stack([score, (own, other)[way]]))[0, 1] > 0.99
 
     @pytest.mark.parametrize("classes", [2, 3, 10, 100])
     def test_give_the_fit_unit_variance(self, classes: int) -> None:
         found = make_candidates(300, classes=classes)
         model = ConsistencyModel.fit(found)
-        assert model.scores(found).pow(2).mean().item() == pytest.approx(1, rel=1e-9)
+        variances = model.scores(found).pow(2).mean((0, 1)).tolist()
+        assert variances == pytest.approx([1, 1], rel=1e-9)
+
+
+class TestSupport:
+    KEPT: ClassVar[list[list[float]]] = [[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 0, 1], [1, 1, 0, 1]]
+
+    def test_trust_by_hand(self) -> None:
+        # Of four clean images the views keep 4, 3, 0 and 2 labels.
+        found = dataclasses.replace(make_candidates(4), kept=torch.tensor(self.KEPT).double())
+        trust = ConsistencyModel.fit(found).trust
+        assert (TRUST_POWER, TRUST_FLOOR) == (4, 0.01)
+        each = [1.01**4, 0.76**4, 0.01**4, 0.51**4]
+        assert trust.tolist() == pytest.approx([one / sum(each) for one in each])
+
+    def test_is_the_trusted_mean_of_the_logarithms(self) -> None:
+        found = make_candidates(7)
+        model = dataclasses.replace(
+            ConsistencyModel.fit(found), trust=torch.tensor([0.5, 0.25, 0.25, 0.0]).double()
+        )
+        wanted = [
+            [0.5 * s[0] + 0.25 * s[1] + 0.25 * s[2] for s in one] for one in found.support.tolist()
+        ]
+        made = model.support(found)
+        assert made.shape == found.classes.shape
+        for mine, theirs in zip(made.tolist(), wanted, strict=True):
+            assert mine == pytest.approx(theirs)
+
+    def test_a_view_that_ruins_clean_images_has_no_say(self) -> None:
+        kept = torch.ones(50, SUPPORTS).double()
+        kept[:, 2] = 0
+        model = ConsistencyModel.fit(dataclasses.replace(make_candidates(50), kept=kept))
+        found = make_candidates(20, seed=1)
+        support = found.support.clone()
+        support[..., 2] = math.log(SUPPORT_FLOOR)  # as far down as it goes
+        changed = dataclasses.replace(found, support=support)
+        assert (model.support(changed) - model.support(found)).abs().max() < 1e-6
+
+    def test_views_that_all_ruin_them_count_alike(self) -> None:
+        none = dataclasses.replace(make_candidates(50), kept=torch.zeros(50, SUPPORTS).double())
+        assert ConsistencyModel.fit(none).trust.tolist() == pytest.approx([0.25] * 4)
 
 
 def gaussian_clean(n: int, classes: int, *, seed: int) -> Candidates:
@@ -225,17 +312,24 @@ def gaussian_clean(n: int, classes: int, *, seed: int) -> Candidates:
     return with_values(found, scale * values - 2 * scale)
 
 
+MOVED, COVERED = slice(1, VALUES - 1), slice(VALUES - 1, VALUES)
+"""What makes the first score of a candidate, and what the second."""
+
+WAYS = pytest.mark.parametrize(("way", "taken"), [(0, MOVED), (1, COVERED)])
+
+
 class TestScores:
+    @pytest.mark.parametrize("way", [0, 1])
     @pytest.mark.parametrize(("classes", "most"), [(2, 1.1), (10, 1.1), (1000, 1.3)])
     def test_are_about_standard_normal_on_fresh_clean_images(
-        self, classes: int, most: float
+        self, classes: int, most: float, way: int
     ) -> None:
         """With a thousand classes nearly every pair is new, and the fit knew its own too well.
 
         So the combined detector takes its reference from images left out of the fit.
         """
         model = ConsistencyModel.fit(gaussian_clean(3000, classes, seed=0))
-        score = model.scores(gaussian_clean(3000, classes, seed=1)).flatten()
+        score = model.scores(gaussian_clean(3000, classes, seed=1))[..., way].flatten()
         assert score.mean().item() == pytest.approx(0, abs=0.1)  # 4 standard errors at K = 2
         assert 0.9 < score.std().item() < most
         if classes == 1000:
@@ -243,35 +337,42 @@ class TestScores:
         for level, quantile in ((0.95, 1.645), (0.05, -1.645)):
             assert score.quantile(level).item() == pytest.approx(quantile, abs=0.3)
 
+    @WAYS
     @pytest.mark.parametrize("classes", [2, 10, 1000])
-    def test_a_planted_shift_raises_its_candidate_and_no_other(self, classes: int) -> None:
+    def test_a_planted_shift_raises_one_score_of_its_candidate_and_no_other(
+        self, classes: int, way: int, taken: slice
+    ) -> None:
         model = ConsistencyModel.fit(gaussian_clean(2000, classes, seed=0))
         clean = gaussian_clean(40, classes, seed=1)
         count = clean.classes.shape[1]
         chosen = torch.arange(40) % count
         values = clean.values.clone()
-        values[torch.arange(40), chosen, 1:] += 60.0
+        values[torch.arange(40), chosen, taken] += 60.0
         before = model.scores(clean)
         after = model.scores(with_values(clean, values))
-        assert torch.equal(after.argmax(1), chosen)
+        assert torch.equal(after[..., way].argmax(1), chosen)
+        assert torch.equal(after[..., 1 - way], before[..., 1 - way])
         planted = torch.nn.functional.one_hot(chosen, count).bool()
         assert torch.equal(after[~planted], before[~planted])
-        assert (after - before)[planted].min() > 3
+        assert (after - before)[planted][:, way].min() > 3
 
-    def test_a_loss_lowers_them(self) -> None:
+    @WAYS
+    def test_a_loss_lowers_them(self, way: int, taken: slice) -> None:
         model, clean = ConsistencyModel.fit(make_candidates(500)), make_candidates(20, seed=1)
         values = clean.values.clone()
-        values[..., 1:] -= 5.0
+        values[..., taken] -= 5.0
         lost = model.scores(with_values(clean, values))
-        assert bool((lost < model.scores(clean) - 3).all())
+        assert bool((lost < model.scores(clean) - 3)[..., way].all())
 
     def test_every_view_counts(self) -> None:
         model, clean = ConsistencyModel.fit(make_candidates(500)), make_candidates(5, seed=1)
         for view in range(1, VALUES):
+            way = int(view == VALUES - 1)  # the last is covering
             values = clean.values.clone()
             values[..., view] += 1.0
-            gained = model.scores(with_values(clean, values))
-            assert bool((gained > model.scores(clean) + 0.2).all())
+            gained = model.scores(with_values(clean, values)) - model.scores(clean)
+            assert bool((gained[..., way] > 0.2).all())
+            assert bool((gained[..., 1 - way] == 0).all())
 
     def test_units_of_the_logits_cancel(self) -> None:
         fit, fresh = make_candidates(200), make_candidates(30, seed=1)
@@ -291,11 +392,33 @@ class TestScores:
         moved = make_candidates(1, values=torch.full((1, 4, VALUES), 2.6).double())
         assert bool(torch.isfinite(model.scores(moved)).all())
 
+    @pytest.mark.parametrize("silent", range(1, VALUES))
+    def test_a_view_that_never_varies_is_as_if_left_out(self, silent: int) -> None:
+        fit, fresh = make_candidates(300), make_candidates(40, seed=1)
+        others = [view for view in range(VALUES) if view != silent]
+
+        def still(found: Candidates) -> Candidates:
+            values = found.values.clone()
+            values[..., silent] = 0
+            return with_values(found, values)
+
+        def left_out(found: Candidates) -> Candidates:
+            return with_values(found, found.values[..., others])
+
+        scores = ConsistencyModel.fit(still(fit)).scores(still(fresh))
+        if silent == VALUES - 1:  # covering, which makes a score of its own
+            assert scores[..., 1].abs().max() == 0
+            wanted = ConsistencyModel.fit(fit).scores(fresh)
+            torch.testing.assert_close(scores[..., 0], wanted[..., 0])
+        else:
+            wanted = ConsistencyModel.fit(left_out(fit)).scores(left_out(fresh))
+            torch.testing.assert_close(scores, wanted)
+
     def test_fit_leaves_its_candidates_alone(self) -> None:
-        found = make_candidates(50)
-        before = found.values.clone()
+        found, again = make_candidates(50), make_candidates(50)
         ConsistencyModel.fit(found)
-        assert torch.equal(found.values, before)
+        for name, part in vars(found).items():
+            assert torch.equal(part, vars(again)[name])
 
 
 class TestState:
@@ -304,10 +427,11 @@ class TestState:
         again = ConsistencyModel.from_state(model.state())
         fresh = make_candidates(20, seed=1)
         assert torch.equal(again.scores(fresh), model.scores(fresh))
+        assert torch.equal(again.support(fresh), model.support(fresh))
         assert list(again.state()) == list(model.state())
         assert all(torch.equal(again.state()[k], v) for k, v in model.state().items())
 
-    @pytest.mark.parametrize("part", ["pairs", "mean", "scale", "base_mean", "weights"])
+    @pytest.mark.parametrize("part", ["pairs", "mean", "scale", "base_mean", "weights", "trust"])
     def test_missing_part(self, part: str) -> None:
         state: dict[str, Tensor] = ConsistencyModel.fit(make_candidates(20)).state()
         del state[part]

@@ -16,6 +16,7 @@ from lrpguard.detector import (
     COMBINED_SCORES,
     FIT_IMAGES_PER_SCORE,
     FOLDS,
+    PAINTED_LEVEL,
     SIDES,
     CombinedDetector,
     Detector,
@@ -104,6 +105,16 @@ class TestConsistency:
         losing = dataclasses.replace(fresh, candidates=make_candidates(1, values=values))
         assert detector.anomaly(losing).item() == pytest.approx(0, abs=1e-3)
 
+    def test_covering_has_no_say(self) -> None:
+        """It is for the restoration alone, where a place is painted."""
+        detector, fresh = CombinedDetector.fit(make_readings(100)), make_readings(20, seed=1)
+        assert fresh.candidates is not None
+        values = fresh.candidates.values.clone()
+        values[..., -1] += 100
+        covered = dataclasses.replace(fresh.candidates, values=values)
+        changed = dataclasses.replace(fresh, candidates=covered)
+        assert torch.equal(detector.anomaly(changed), detector.anomaly(fresh))
+
     def test_fit_images_are_judged_by_models_that_have_not_seen_them(self) -> None:
         whole = make_readings(80)
         found = whole.candidates
@@ -112,7 +123,7 @@ class TestConsistency:
         for i in range(80):
             others = torch.tensor([k for k in range(80) if k % FOLDS != i % FOLDS])
             model = ConsistencyModel.fit(found.select(others))
-            wanted.append(model.scores(found.select(slice(i, i + 1))).amax())
+            wanted.append(model.scores(found.select(slice(i, i + 1)))[..., 0].amax())
         reference = CombinedDetector.fit(whole).reference
         assert torch.equal(reference[:, 0], torch.stack(wanted).sort().values)
 
@@ -127,18 +138,24 @@ class TestConsistency:
     def test_fresh_clean_images_look_like_the_fit_images(self, classes: int) -> None:
         """With many classes most pairs are seen once or never: there the folds matter."""
         n, names = 1500, COMBINED_SCORES
-        fit = Readings(names, clean(n), make_candidates(n, classes=classes))
-        fresh = Readings(names, clean(n, seed=1), make_candidates(n, classes=classes, seed=1))
+        fit, fresh = (
+            Readings(
+                names,
+                clean(n, len(names), seed=seed),
+                make_candidates(n, classes=classes, seed=seed),
+            )
+            for seed in (0, 1)
+        )
         detector = CombinedDetector.fit(fit)
         assert fresh.candidates is not None
-        score = detector.consistency.scores(fresh.candidates).amax(1)
+        score = detector.consistency.scores(fresh.candidates)[..., 0].amax(1)
         for level in (0.5, 0.9):
             threshold = detector.reference[:, 0].quantile(level)
             beyond = (score > threshold).double().mean().item()
             assert beyond == pytest.approx(1 - level, abs=4 * math.sqrt(2 * 0.25 / n))
 
     def test_without_candidates_is_refused_with_the_mend(self) -> None:
-        without = Readings(COMBINED_SCORES, clean(60), None)
+        without = Readings(COMBINED_SCORES, clean(60, len(COMBINED_SCORES)), None)
         with pytest.raises(ConfigurationError, match="views=True"):
             CombinedDetector.fit(without)
         detector = CombinedDetector.fit(make_readings(60))
@@ -164,11 +181,12 @@ def mapped_onto(detector: CombinedDetector, points: Tensor) -> Readings:
 
     One candidate of a pair never seen, whose gap alone makes the consistency.
     """
-    model = detector.consistency
-    values = model.base_mean.repeat(len(points), 1, 1)
-    values[:, 0, 0] += points[:, 0] / model.weights[0] * model.base_scale[0]
-    far = torch.full((len(points), 1), 10**6)
-    found = Candidates(far[:, 0], far + 1, values, support=torch.ones_like(values[..., 0]))
+    model, n = detector.consistency, len(points)
+    values = model.base_mean.repeat(n, 1, 1)
+    values[:, 0, 0] += points[:, 0] / model.weights[0, 0] * model.base_scale[0]
+    far = torch.full((n, 1), 10**6)
+    drawn = make_candidates(n)  # the anomaly reads no support
+    found = Candidates(far[:, 0], far + 1, values, drawn.support[:, :1], drawn.kept)
     return Readings(detector.score_names, points[:, 1:], found)
 
 
@@ -301,13 +319,14 @@ class TestCombined:
         typical = anomaly(0.0)
         for value in (2.2, 10.0):
             assert anomaly(value) > typical + 3
-            assert anomaly(-value) <= typical
+            assert anomaly(-value) <= typical + 1e-9  # rounding
 
     def test_margin_is_suspicious_where_small_and_the_others_where_large(self) -> None:
         assert dict(SIDES) == {
             "margin": -1.0,
             "chroma_noise": 1.0,
             "line_noise": 1.0,
+            "place_roughness": 1.0,
             "relevance_roughness": 1.0,
         }
 
@@ -448,6 +467,73 @@ class TestDiscreteScores:
         assert bool(torch.isfinite(detector.anomaly(other)).all())
 
 
+class TestPainted:
+    """Which requests have a place that is rougher than nearly all clean images' roughest."""
+
+    NAMES = ("margin", "place_roughness")
+
+    def test_by_hand(self) -> None:
+        detector = by_hand(torch.eye(3, dtype=torch.float64), self.NAMES)
+        points = torch.full((6, 3), -9.0, dtype=torch.float64)
+        points[:, 2] = torch.tensor([-50.0, 0.0, 1.99, 2.01, 3.0, 50.0])
+        assert PAINTED_LEVEL == 2.0
+        painted = detector.painted(mapped_onto(detector, points))
+        assert painted.dtype == torch.bool
+        assert painted.tolist() == [False, False, False, True, True, True]
+
+    def test_the_other_scores_have_no_say(self) -> None:
+        detector = by_hand(torch.eye(3, dtype=torch.float64), self.NAMES)
+        points = torch.full((2, 3), 50.0, dtype=torch.float64)
+        points[:, 2] = torch.tensor([1.0, 3.0])
+        for sign in (1, -1):
+            points[:, :2] *= sign
+            assert detector.painted(mapped_onto(detector, points)).tolist() == [False, True]
+
+    def test_is_measured_by_the_clean_images_own_places(self) -> None:
+        places = 10 + 0.5 * clean(400, 1)[:, 0]
+        detector = CombinedDetector.fit(make_readings(400, place_roughness=places))
+        limit = torch.special.ndtr(torch.tensor(2.0).double()).item()  # 97.7 % of them lie below
+        asked = torch.tensor([0.0, 9.0, 10.5, 10.8, 11.3, 12.0, 99.0]).double()
+        wanted = (places[:, None] < asked).double().mean(0) > limit
+        assert 0 < int(wanted.sum()) < len(wanted)
+        fresh = make_readings(len(asked), place_roughness=asked)
+        assert torch.equal(detector.painted(fresh), wanted)
+
+    def test_is_about_one_of_forty_clean_images(self) -> None:
+        detector = CombinedDetector.fit(make_readings(4000))
+        share = detector.painted(make_readings(4000, seed=1)).double().mean().item()
+        rate = 0.02275  # beyond two standard deviations, in the fit and in what is asked
+        assert share == pytest.approx(rate, abs=4 * math.sqrt(2 * rate / 4000))
+
+    @pytest.mark.parametrize("names", [(), THREE, ("margin",)])
+    def test_never_without_the_score(self, names: tuple[str, ...]) -> None:
+        detector = CombinedDetector.fit(make_readings(100), names)
+        rough = make_readings(5, place_roughness=torch.full((5,), 1e6).double())
+        assert detector.painted(rough).tolist() == [False] * 5
+
+    def test_takes_its_score_by_name(self) -> None:
+        detector = CombinedDetector.fit(make_readings(100))
+        rising = torch.linspace(-4, 4, 40, dtype=torch.float64)
+        fresh = make_readings(40, seed=1, place_roughness=rising)
+        painted = detector.painted(fresh)
+        assert painted.tolist() == sorted(painted.tolist())
+        assert set(painted.tolist()) == {False, True}
+        backwards = Readings(fresh.names[::-1], fresh.scores.flip(1), fresh.candidates)
+        assert torch.equal(detector.painted(backwards), painted)
+        without = Readings(fresh.names, fresh.scores, None)  # candidates have no say
+        assert torch.equal(detector.painted(without), painted)
+
+    def test_each_request_alone_and_after_a_round_trip(self) -> None:
+        detector = CombinedDetector.fit(make_readings(100))
+        fresh = make_readings(60, seed=1)
+        again = load_detector("combined", detector.score_names, detector.state())
+        assert isinstance(again, CombinedDetector)
+        whole = detector.painted(fresh)
+        assert torch.equal(again.painted(fresh), whole)
+        alone = [detector.painted(fresh.select(slice(i, i + 1))) for i in range(60)]
+        assert torch.equal(torch.cat(alone), whole)
+
+
 class TestFitAndState:
     def test_too_few_images(self) -> None:
         few = make_readings(NEEDED - 1)
@@ -470,7 +556,7 @@ class TestFitAndState:
 
     def test_combined_takes_its_scores_in_order(self) -> None:
         made = fit_detector("combined", make_readings(100))
-        assert made.score_names == ("margin", "chroma_noise", "line_noise")
+        assert made.score_names == ("margin", "chroma_noise", "line_noise", "place_roughness")
         assert set(made.score_names) <= set(SIDES)
 
     def test_takes_its_scores_by_name_and_no_others(self) -> None:
@@ -502,7 +588,7 @@ class TestFitAndState:
         with pytest.raises(ConfigurationError, match="max_logit"):  # it has no suspicious end
             load_detector("combined", ("max_logit",), state)
 
-    @pytest.mark.parametrize("part", ["reference", "root", "consistency.mean", "consistency.pairs"])
+    @pytest.mark.parametrize("part", ["reference", "root", "consistency.mean", "consistency.trust"])
     def test_missing_state_is_refused(self, part: str) -> None:
         state = fit_detector("combined", make_readings(100)).state()
         del state[part]

@@ -31,6 +31,7 @@ def test_shapes(evidence: Evidence) -> None:
         "view_logits": None,
         "chroma_noise": [5],
         "line_noise": [5],
+        "place_roughness": [5],
     }
     assert len(evidence) == 5
     assert evidence.n == 4

@@ -51,7 +51,8 @@ class TestConsensus:
         assert isinstance(detector, CombinedDetector)
         found = read(restoring(calibration).evidence(FRESH, views=True), detector.score_names)
         assert found.candidates is not None
-        proposal = propose(found.candidates, detector.consistency, detector.anomaly(found))
+        anomaly, painted = detector.anomaly(found), detector.painted(found)
+        proposal = propose(found.candidates, detector.consistency, anomaly, painted)
         assert calibration.proposals is not None
         counts = (calibration.proposals >= proposal.evidence[:, None]).sum(1)
         accepted = (1 + counts).double() / (calibration.n + 1) <= HARM

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from lrpguard import Evidence, Guard
-from lrpguard.consistency import candidates
+from lrpguard.consistency import Candidates, candidates
 from lrpguard.errors import ConfigurationError
-from lrpguard.readings import VALUES, Readings, read
+from lrpguard.readings import SUPPORTS, VALUES, Readings, read
 from lrpguard.scores import SCORES, score_matrix
-from lrpguard.views import VIEWS
+from lrpguard.views import STRONG_VIEWS, VIEWS
 from tests.support import FAST, images, make_candidates, make_readings, small_net
 
 
@@ -44,16 +44,24 @@ class TestRows:
         assert same(Readings.from_rows(whole.names, whole.to_rows()), whole)
 
     def test_by_hand(self) -> None:
-        found = make_candidates(1, classes=2, values=torch.arange(VALUES).double().view(1, 1, -1))
+        found = Candidates(
+            label=torch.tensor([4]),
+            classes=torch.tensor([[7, 2]]),
+            values=torch.arange(14.0).double().view(1, 2, 7),
+            support=-torch.arange(8.0).double().view(1, 2, 4),
+            kept=torch.tensor([[1.0, 0.0, 0.0, 1.0]]).double(),
+        )
         whole = Readings(("a", "b"), torch.tensor([[0.25, -3.0]]).double(), found)
-        label = int(found.label)
-        assert whole.to_rows() == [[0.25, -3.0, label, 1 - label, 1.0, 0, 1, 2, 3, 4, 5]]
+        kept, support, values = [1, 0, 0, 1], [-i for i in range(8)], list(range(14))
+        assert whole.to_rows() == [[0.25, -3.0, 4, 7, 2, *kept, *support, *values]]
+        assert same(Readings.from_rows(("a", "b"), whole.to_rows()), whole)
 
     def test_one_number_a_score_and_the_candidates_behind(self) -> None:
-        assert len(VIEWS) == 4
-        assert VALUES == 6  # gap, noise, four mild views
+        assert len(VIEWS) == len(STRONG_VIEWS) == SUPPORTS == 4
+        assert VALUES == 7  # gap, noise, four mild views, covering
         (row,) = make_readings(1).to_rows()
-        assert len(row) == len(SCORES) + 1 + 4 + 4 + 4 * VALUES  # label, classes, support, values
+        # Label, and which strong views keep it; four candidates, each its class, support, values.
+        assert len(row) == len(SCORES) + 1 + SUPPORTS + 4 * (1 + SUPPORTS + VALUES)
         assert all(type(number) is float for number in row)
 
 

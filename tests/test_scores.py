@@ -18,6 +18,7 @@ from lrpguard.scores import (
     log_odds_shift,
     margin,
     max_logit,
+    place_roughness,
     relative_variance,
     relevance_roughness,
     relevance_spread,
@@ -36,6 +37,7 @@ BY_HAND = make_evidence(
     total=[[1.0, 2.0, 3.0, 6.0], [4.0, 4.0, 4.0, 4.0]],
     chroma=[-3.5, -6.0],
     line=[-2.5, -7.0],
+    place=[0.5, 3.0],
 )
 
 
@@ -94,9 +96,10 @@ class TestByHand:
         evidence = make_evidence(logits=[[2.0, -4.0, 1.0]], noisy_logits=[[[0.0] * 3]], label=[1])
         assert margin(evidence).tolist() == [-6.0]
 
-    def test_noise_of_the_pixels_is_that_of_the_evidence(self) -> None:
+    def test_noise_and_roughness_of_the_pixels_are_those_of_the_evidence(self) -> None:
         assert chroma_noise(BY_HAND).tolist() == [-3.5, -6.0]
         assert line_noise(BY_HAND).tolist() == [-2.5, -7.0]
+        assert place_roughness(BY_HAND).tolist() == [0.5, 3.0]
 
     def test_relevance_roughness_of_a_constant_map_is_none(self) -> None:
         flat = make_evidence(
@@ -204,6 +207,7 @@ class TestRegistry:
             "margin",
             "chroma_noise",
             "line_noise",
+            "place_roughness",
             "relevance_roughness",
         ]
         assert all(name == score.name == score.function.__name__ for name, score in SCORES.items())

@@ -10,6 +10,7 @@ from lrpguard import Guard, choose_smoothing
 from lrpguard.errors import ConfigurationError, InputRangeError, TrainingModeError
 from lrpguard.noise import gaussian_copies, image_digest, key_bytes
 from lrpguard.tuning import LABEL_KEPT, OTHER_PASSES, SIGMAS, TRIAL_COPIES, TRIAL_IMAGES
+from lrpguard.views import changed_views
 from tests.support import images, small_net
 
 
@@ -88,6 +89,10 @@ def test_a_guard_takes_what_was_chosen() -> None:
     net = small_net()
     guard = Guard(net, smoothing=choose_smoothing(net, images(20)).smoothing)
     assert guard.calibrate(images(200).split(50)).smoothing == guard.smoothing
+
+
+def test_other_passes_are_the_image_and_its_views() -> None:
+    assert OTHER_PASSES == 1 + len(changed_views(images(1)[0])) == 10
 
 
 def test_refuses_what_cannot_be() -> None:

@@ -33,7 +33,7 @@ from lrpguard.demo.run import (
 )
 from lrpguard.demo.table import MEASURES, format_result, to_record
 from lrpguard.evaluation import proportion
-from lrpguard.views import denoised_views
+from lrpguard.views import changed_views
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_the_picture_shows_the_first_digits_that_were_fooled(result: DemoResult)
         assert f"read as {after}," in panel.adversarial_caption
         assert np.abs(images[1] - images[0]).max() <= ATTACK_EPS[0] + 1e-6
         assert panel.denoised.shape == (1, 8, 8)
-        wanted = denoised_views(torch.from_numpy(panel.adversarial)).mean(0).numpy()
+        wanted = changed_views(torch.from_numpy(panel.adversarial)).mean(0).numpy()
         assert np.array_equal(panel.denoised, wanted)
         flagged = panel.restored_caption != "not flagged"
         assert ("flagged" in panel.adversarial_caption) == flagged

@@ -7,7 +7,7 @@ import torch
 from lrpguard.consistency import Candidates
 from lrpguard.detector import SIDES
 from lrpguard.evaluation.ablation import VARIANTS, Judged, ablate, ablation_table
-from lrpguard.readings import VALUES, Readings
+from lrpguard.readings import SUPPORTS, VALUES, Readings
 
 NAMES = ("relevance_variance", *SIDES)
 
@@ -28,7 +28,8 @@ def readings(count: int, *, seed: int, **shifts: float) -> Readings:
         label=torch.zeros(count, dtype=torch.long),
         classes=torch.arange(1, 10).expand(count, 9),
         values=values,
-        support=torch.full((count, 9), 1 / 9, dtype=torch.float64),
+        support=torch.full((count, 9, SUPPORTS), 1 / 9, dtype=torch.float64).log(),
+        kept=torch.ones(count, SUPPORTS, dtype=torch.float64),
     )
     return Readings(NAMES, scores, found)
 
@@ -60,12 +61,14 @@ def test_an_attack_is_missed_without_the_one_part_that_sees_it() -> None:
     rates = run(
         noise=judged(seed=3, chroma_noise=6.0),
         margin=judged(seed=4, margin=-6.0),
+        place=judged(seed=7, place_roughness=6.0),
         relevance=judged(seed=5, relevance_roughness=6.0),
         views=judged(seed=6, views=5.0),
     )
-    assert all(rates["the detector"][name] > 0.9 for name in ("noise", "margin"))
+    assert all(rates["the detector"][name] > 0.9 for name in ("noise", "margin", "place"))
     assert rates["the detector"]["views"] > 0.9
     assert rates["without noise of the pixels"]["noise"] < 0.2
+    assert rates["without the roughest place"]["place"] < 0.2
     assert rates["without margin"]["margin"] < 0.2
     assert rates["the detector"]["relevance"] < 0.2
     assert rates["with the roughness of the relevance"]["relevance"] > 0.9
@@ -82,7 +85,7 @@ def test_counts_successes_alone_and_pairs_what_is_lost() -> None:
         Candidates(
             *(
                 torch.cat([getattr(seen.candidates, part), getattr(unseen.candidates, part)])
-                for part in ("label", "classes", "values", "support")
+                for part in ("label", "classes", "values", "support", "kept")
             )
         ),
     )
