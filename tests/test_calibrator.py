@@ -248,8 +248,8 @@ class TestRefusals:
             calibrated([CLEAN], alpha=0.01)
 
     def test_too_few_for_the_fit(self) -> None:
-        with pytest.raises(CalibrationSizeError, match=r"31 clean images to fit.*at least 32"):
-            calibrated([CLEAN[:62]])
+        with pytest.raises(CalibrationSizeError, match=r"39 clean images to fit.*at least 40"):
+            calibrated([CLEAN[:78]])
 
     @pytest.mark.parametrize("options", [{"alpha": 0.0}, {"alpha": 1.5}, {"detector": "mine"}])
     def test_impossible_wishes_before_any_work(self, options: dict[str, Any]) -> None:
