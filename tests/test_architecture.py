@@ -184,12 +184,20 @@ def fresh(code: str) -> object:
 
 
 def test_importing_lrpguard_imports_no_optional_dependency() -> None:
-    code = "import json, sys, lrpguard; print(json.dumps(sorted(sys.modules)))"
+    code = "import json, sys\nfrom lrpguard import *\nprint(json.dumps(sorted(sys.modules)))"
     loaded = fresh(code)
     assert isinstance(loaded, list)
     assert "lrpguard.guard" in loaded
     roots = {name.split(".")[0] for name in loaded}
     assert not roots & (OPTIONAL | {"typer", "zennit", "captum", "pytest", "hypothesis"})
+
+
+@pytest.mark.parametrize("what", ["lrpguard", "lrpguard.cli"])
+def test_importing_alone_is_quick(what: str) -> None:
+    """Torch and its like are imported where they are used, so that ``--help`` need not wait."""
+    loaded = fresh(f"import json, sys, {what}; print(json.dumps(sorted(sys.modules)))")
+    assert isinstance(loaded, list)
+    assert not {"torch", "numpy", "scipy", "PIL", "tqdm", "safetensors"} & set(loaded)
 
 
 def test_every_module_imports_and_public_names_survive_it() -> None:
@@ -214,6 +222,22 @@ class TestPublicFace:
     def test_exports_are_there_and_sorted(self) -> None:
         assert sorted(lrpguard.__all__) == list(lrpguard.__all__)
         assert all(hasattr(lrpguard, name) for name in lrpguard.__all__)
+        assert set(lrpguard.__all__) <= set(dir(lrpguard))
+
+    def test_another_name_is_none(self) -> None:
+        with pytest.raises(AttributeError, match="'lrpguard' has no attribute 'Gaurd'"):
+            getattr(lrpguard, "Gaurd")  # noqa: B009  # mypy would see the misspelling
+
+    def test_type_checkers_see_the_same_homes(self) -> None:
+        tree = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8"))
+        shown = {
+            alias.name: node.module
+            for node in ast.walk(tree)
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lrpguard.")
+            for alias in node.names
+        }
+        homes = {name: f"lrpguard.{home}" for name, home in lrpguard._HOMES.items()}
+        assert shown == homes | {"__version__": "lrpguard.version"}
 
     def test_no_public_name_is_also_that_of_a_module(self) -> None:
         modules = {info.name for info in pkgutil.iter_modules([str(ROOT)])}

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from lrpguard.calibration import Calibration
 from lrpguard.calibrator import fit_images
@@ -39,7 +37,6 @@ class CalibrateOptions:
         looks: Whether to calibrate for fewer copies, too.
         batch_size: Images read together.
         out: The calibration file.
-        quiet: No progress bar.
     """
 
     data: str
@@ -49,7 +46,6 @@ class CalibrateOptions:
     looks: bool
     batch_size: int
     out: Path
-    quiet: bool
 
     @property
     def partial(self) -> Path:
@@ -73,8 +69,7 @@ class Broken:
         """Report one."""
         error = str(item.error)
         self.items.append({"name": item.name, "error": error})
-        with tqdm.external_write_mode(file=sys.stderr):
-            self.console.note(f"skipped {item.name}: {error}")
+        self.console.note(f"skipped {item.name}: {error}")
 
 
 def run(
@@ -91,7 +86,7 @@ def run(
     check_folder(options.out)
     loaded = open_model(model)
     source = load_data(options.data, preprocessing=loaded.preprocessing)
-    settings, why = _noise(loaded.model, source, noise, options)
+    settings, why = _noise(loaded.model, source, noise, options, console)
     if why:
         console.note(f"noise: {why}.")
     guard = Guard(loaded.model, smoothing=settings, key=noise.key)
@@ -105,7 +100,7 @@ def run(
             alpha=options.alpha,
             detector=options.detector,
             checkpoint=options.partial,
-            progress=not (options.quiet or console.json),
+            progress=not (console.quiet or console.json),
             looks=Looks.of(settings.n) if options.looks else None,
         )
     except KeyboardInterrupt:
@@ -125,7 +120,11 @@ def run(
 
 
 def _noise(
-    model: nn.Module, source: ImageSource, noise: NoiseOptions, options: CalibrateOptions
+    model: nn.Module,
+    source: ImageSource,
+    noise: NoiseOptions,
+    options: CalibrateOptions,
+    console: Console,
 ) -> tuple[Smoothing, str | None]:
     """Return the noise asked for, or chosen on clean images, and why it was chosen.
 
@@ -144,6 +143,7 @@ def _noise(
     trial = fit_images((image for image in readable if image is not None), TRIAL_IMAGES)
     if not trial:
         return smoothing(noise), None  # too few images; the calibration says so
+    console.step(f"choosing the noise on {len(trial)} clean images")
     return chosen_smoothing(model, torch.stack(trial), noise, budget=options.budget)
 
 

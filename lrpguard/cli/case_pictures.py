@@ -30,7 +30,7 @@ def case_pictures(
     source: ImageSource,
     *,
     cache: Path,
-    note: Callable[[str], None],
+    step: Callable[[str], None],
 ) -> dict[Case, Panels]:
     """Return images and maps of the cases that a report shows.
 
@@ -42,7 +42,7 @@ def case_pictures(
         loaded: Its model.
         source: Its images.
         cache: Folder of attacked images.
-        note: Told what takes long.
+        step: Told what is being done.
 
     Raises:
         LoadingError: Model or images are not those of the evaluation.
@@ -65,7 +65,7 @@ def case_pictures(
         clean = test.select([case.place for case in own]).pixels()
         attacked = None
         if name is not None:
-            note(f"pictures: {name}")
+            step(f"pictures of {name}")
             attacked = _attacked(card, judged, test, loaded, own, cache=cache)
         explained = _explained(card, loaded, clean if attacked is None else attacked)
         for row, case in enumerate(own):

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from torch import Tensor
 
-from lrpguard.cli.console import FAILED, OK, Console, describe, to_json
+from lrpguard.cli.console import FAILED, INTERRUPTED, OK, Console, describe, to_json
 from lrpguard.cli.opening import class_name, class_text, open_model
 from lrpguard.cli.options import ModelOptions, check_folder
 from lrpguard.errors import (
@@ -21,7 +21,7 @@ from lrpguard.errors import (
     NonFiniteScoreError,
 )
 from lrpguard.guard import Guard, Policy
-from lrpguard.loading import ImageItem, LoadedModel, batches, load_data
+from lrpguard.loading import ImageItem, ImageSource, LoadedModel, batches, load_data
 from lrpguard.restoration import UNKNOWN
 
 BROKEN = "broken"
@@ -75,7 +75,26 @@ def run(model: ModelOptions, options: CheckOptions, *, console: Console) -> int:
         key=options.key,
     )
     counts: Counter[str] = Counter()
+    try:
+        _check_all(guard, loaded, source, options, counts, console)
+    except KeyboardInterrupt:
+        kept = "" if options.out is None else f" {options.out} holds their verdicts."
+        console.note(f"interrupted: {counts.total()} of {len(source)} images are judged.{kept}")
+        return INTERRUPTED
+    return _finish(counts, options, console)
+
+
+def _check_all(
+    guard: Guard,
+    loaded: LoadedModel,
+    source: ImageSource,
+    options: CheckOptions,
+    counts: Counter[str],
+    console: Console,
+) -> None:
+    """Judge the images; count and print each as it is done."""
     with ExitStack() as stack:
+        bar = stack.enter_context(console.bar("check", len(source)))
         file = stack.enter_context(options.out.open("w", encoding="utf-8")) if options.out else None
         console.line(_columns("image", "class", "confidence", "p-value", "status"))
         unread: list[ImageItem] = []
@@ -83,10 +102,10 @@ def run(model: ModelOptions, options: CheckOptions, *, console: Console) -> int:
             for record in _in_order(_judge(guard, loaded, items, images), unread):
                 counts[record["status"]] += 1
                 _print(record, loaded, file, console)
+                bar.update()
         for record in _in_order((), unread):
             counts[record["status"]] += 1
             _print(record, loaded, file, console)
-    return _finish(counts, options, console)
 
 
 def _judge(

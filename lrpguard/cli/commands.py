@@ -6,6 +6,7 @@ The work is imported when a command runs, so that --help is quick.
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -35,17 +36,19 @@ from lrpguard.cli.options import (
     NoiseOptions,
     OptionalDataOption,
     OptionalModelOption,
+    QuietOption,
     SeedOption,
     SigmaOption,
     StdOption,
     WeightsOption,
 )
+from lrpguard.cli.welcome import FIRST
 from lrpguard.secret import secret_key
 from lrpguard.version import __version__
 
 app = typer.Typer(
     name="lrpguard",
-    add_completion=False,
+    add_completion=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -54,6 +57,8 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line."""
+    if not sys.stderr.isatty():  # a log, in which a bar ten times a second is of no use
+        os.environ.setdefault("TQDM_MININTERVAL", "30")
     app(prog_name="lrpguard")
 
 
@@ -81,7 +86,7 @@ def root(
 ) -> None:
     """Notice, and repair, adversarial inputs to a PyTorch image classifier."""
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        typer.echo(FIRST)
 
 
 @app.command(
@@ -108,6 +113,7 @@ def demo(
     out: Annotated[
         Path, typer.Option("--out", metavar="FILE", dir_okay=False, help="The picture.")
     ] = Path("lrpguard-demo.png"),
+    quiet: QuietOption = False,
     json: JsonOption = False,
 ) -> int:
     """Attack digits, flag them, restore them: a minute's tour.
@@ -117,7 +123,7 @@ def demo(
     """
     from lrpguard.cli import demo as work
 
-    return work.run(n=n, sigma=sigma, seed=seed, out=out, console=Console(json))
+    return work.run(n=n, sigma=sigma, seed=seed, out=out, console=Console(json, quiet))
 
 
 @app.command(
@@ -157,7 +163,7 @@ def calibrate(
     key_file: KeyFileOption = None,
     device: DeviceOption = None,
     batch_size: BatchSizeOption = DEFAULT_BATCH_SIZE,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+    quiet: QuietOption = False,
     json: JsonOption = False,
 ) -> int:
     """Learn from clean images what is usual, and write a calibration file.
@@ -182,9 +188,8 @@ def calibrate(
             looks=looks,
             batch_size=batch_size,
             out=out,
-            quiet=quiet,
         ),
-        console=Console(json),
+        console=Console(json, quiet),
     )
 
 
@@ -235,6 +240,7 @@ def check(
     key_file: KeyFileOption = None,
     device: DeviceOption = None,
     batch_size: BatchSizeOption = DEFAULT_BATCH_SIZE,
+    quiet: QuietOption = False,
     json: JsonOption = False,
 ) -> int:
     """Judge images: one line each, and JSON lines with --json or --out.
@@ -258,7 +264,7 @@ def check(
             on_failure="fail_open" if on_failure is FailurePolicy.OPEN else "fail_closed",
             key=secret_key(key_file, os.environ),
         ),
-        console=Console(json),
+        console=Console(json, quiet),
     )
 
 
@@ -295,6 +301,7 @@ def explain(
     key_file: KeyFileOption = None,
     device: DeviceOption = None,
     batch_size: BatchSizeOption = DEFAULT_BATCH_SIZE,
+    quiet: QuietOption = False,
     json: JsonOption = False,
 ) -> int:
     """Show which pixels speak for a class, and how steadily under noise.
@@ -311,7 +318,7 @@ def explain(
         ),
         NoiseOptions(n=n, sigma=sigma, seed=seed, key=secret_key(key_file, os.environ)),
         work.ExplainOptions(data=data, target=target, out=out, batch_size=batch_size),
-        console=Console(json),
+        console=Console(json, quiet),
     )
 
 

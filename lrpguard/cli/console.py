@@ -9,11 +9,14 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import typer
 
 from lrpguard.errors import ConfigurationError, LoadingError, LrpGuardError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -26,27 +29,54 @@ class Console:
 
     Args:
         json: Whether stdout is for JSON alone.
+        quiet: Whether nothing is said of progress.
     """
 
     json: bool
+    quiet: bool = False
 
     def line(self, text: str) -> None:
         """Print a line of the result for people: on stdout, or nowhere under ``--json``."""
         if not self.json:
-            typer.echo(text)
+            self._print(text)
 
     def say(self, text: str) -> None:
         """Print a line for people in any case: on stdout, or on stderr under ``--json``."""
-        typer.echo(text, err=self.json)
+        self._print(text, err=self.json)
 
     def record(self, values: Mapping[str, Any]) -> None:
         """Print a record for programs, on one line of stdout: only under ``--json``."""
         if self.json:
-            typer.echo(to_json(values))
+            self._print(to_json(values))
 
     def note(self, text: str) -> None:
         """Print what is not part of the result, on stderr."""
-        typer.echo(text, err=True)
+        self._print(text, err=True)
+
+    def step(self, text: str) -> None:
+        """Print what is being done, on stderr, unless quiet."""
+        if not self.quiet:
+            self.note(f"... {text}")
+
+    def bar(self, what: str, total: int, *, unit: str = "image") -> tqdm[Any]:
+        """Return a progress bar with rate and time left, on stderr.
+
+        It shows nothing when quiet, under ``--json``, and where nobody would see it.
+        """
+        from tqdm import tqdm
+
+        hidden = self.quiet or self.json or not sys.stderr.isatty()
+        return tqdm(desc=what, total=total, unit=unit, disable=hidden, leave=False)
+
+    def _print(self, text: str, *, err: bool = False) -> None:
+        """Print a line above the progress bar, where there is one."""
+        if not self.quiet and "tqdm" in sys.modules:
+            from tqdm import tqdm
+
+            with tqdm.external_write_mode(file=sys.stderr if err else sys.stdout):
+                typer.echo(text, err=err)
+        else:
+            typer.echo(text, err=err)
 
 
 def to_json(values: Mapping[str, Any]) -> str:

@@ -30,7 +30,7 @@ def run(*, n: int | None, sigma: float | None, seed: int, out: Path, console: Co
     settings = DemoSettings(
         n=DEMO_N if n is None else n, sigma=DEMO_SIGMA if sigma is None else sigma, seed=seed
     )
-    result = run_demo(settings, progress=lambda step: console.note(f"... {step}"))
+    result = run_demo(settings, progress=console.step)
     picture = None
     if can_draw and result.panels:
         save_png(demo_figure(result.panels, title=_title()), out)
@@ -40,7 +40,8 @@ def run(*, n: int | None, sigma: float | None, seed: int, out: Path, console: Co
     console.line("\n" + format_result(result))
     if picture is not None:
         console.line(f"\nwrote {picture}")
-    console.note(f"took {seconds:.0f} s")
+    if not console.quiet:
+        console.note(f"took {seconds:.0f} s")
     return OK
 
 

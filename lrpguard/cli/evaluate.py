@@ -9,7 +9,7 @@ import torch
 
 from lrpguard.attacks import choose
 from lrpguard.baselines import baseline
-from lrpguard.cli.console import OK, Console
+from lrpguard.cli.console import INTERRUPTED, OK, Console
 from lrpguard.cli.opening import chosen_smoothing, open_model
 from lrpguard.cli.options import ModelOptions, NoiseOptions
 from lrpguard.errors import ConfigurationError, ModelOutputError
@@ -45,7 +45,6 @@ class EvaluateOptions:
         cache: Folder of attacked images; None takes the default.
         seed: Seed of splits, attacks and bootstrap.
         name: What the card calls the model; None takes its specification.
-        quiet: No progress bars.
         command: The command as it may be shown to others.
     """
 
@@ -60,7 +59,6 @@ class EvaluateOptions:
     cache: Path | None
     seed: int
     name: str | None
-    quiet: bool
     command: str
 
 
@@ -93,25 +91,32 @@ def run(
     if why:
         console.note(f"noise: {why}.")
     guard = Guard(loaded.model, smoothing=settings, key=noise.key)
-    card = evaluate(
-        loaded.model,
-        splits,
-        guard=guard,
-        settings=Settings(
-            attacks=attacks,
-            baselines=baselines,
-            seed=options.seed,
-            out=options.out,
-            cache=options.cache or default_cache(),
-            progress=not (options.quiet or console.json),
-        ),
-        about={
-            "model": options.name or model.spec,
-            "data": Path(options.data).name,
-            "command": options.command,
-            "noise": why or "as asked for",
-        },
-    )
+    try:
+        card = evaluate(
+            loaded.model,
+            splits,
+            guard=guard,
+            settings=Settings(
+                attacks=attacks,
+                baselines=baselines,
+                seed=options.seed,
+                out=options.out,
+                cache=options.cache or default_cache(),
+                progress=not (console.quiet or console.json),
+            ),
+            about={
+                "model": options.name or model.spec,
+                "data": Path(options.data).name,
+                "command": options.command,
+                "noise": why or "as asked for",
+            },
+        )
+    except KeyboardInterrupt:
+        console.note(
+            f"interrupted. What is done is kept in {options.out} and the cache of attacked images: "
+            "run the same command again to go on from there."
+        )
+        return INTERRUPTED
     path = options.out / "card.json"
     write_card(card, path)
     console.record(card)

@@ -29,6 +29,7 @@ from lrpguard.cli.options import (
     ModelOption,
     ModelOptions,
     NoiseOptions,
+    QuietOption,
     SeedOption,
     StdOption,
     WeightsOption,
@@ -119,7 +120,7 @@ def evaluate(
     seed: SeedOption = 0,
     key_file: KeyFileOption = None,
     device: DeviceOption = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+    quiet: QuietOption = False,
     json: JsonOption = False,
 ) -> int:
     """Attack labelled images, judge them, and count what is detected, restored and harmed.
@@ -149,8 +150,7 @@ def evaluate(
             cache=cache,
             seed=seed,
             name=name,
-            quiet=quiet,
             command=shown_command(sys.argv[1:]),
         ),
-        console=Console(json),
+        console=Console(json, quiet),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -11,13 +11,13 @@ from typing import Any
 from torch import Tensor
 
 from lrpguard.cli.audit import ConservationAudit, Residual
-from lrpguard.cli.console import FAILED, OK, Console
+from lrpguard.cli.console import FAILED, INTERRUPTED, OK, Console
 from lrpguard.cli.opening import class_name, class_text, open_model, smoothing
 from lrpguard.cli.options import ModelOptions, NoiseOptions
 from lrpguard.errors import ConfigurationError
 from lrpguard.evidence import Evidence
 from lrpguard.figures import relevance_figure, require_matplotlib, save_png
-from lrpguard.loading import ImageItem, LoadedModel, batches, load_data
+from lrpguard.loading import ImageItem, ImageSource, LoadedModel, batches, load_data
 from lrpguard.smoothing import Smoothing
 from lrpguard.smoothing import explain as smooth_explain
 
@@ -59,8 +59,36 @@ def run(
     loaded = open_model(model)
     target = find_class(options.target, loaded.class_names)
     source = load_data(options.data, preprocessing=loaded.preprocessing)
-    audit = ConservationAudit(loaded.model)
     broken: list[ImageItem] = []
+    done = 0
+    with console.bar("explain", len(source)) as bar:
+        try:
+            for record in _records(loaded, source, target, settings, noise.key, options, broken):
+                console.record(record)
+                console.line(_line(record, loaded))
+                bar.update()
+                done += 1
+        except KeyboardInterrupt:
+            kept = "" if options.out is None else f" Their pictures are in {options.out}."
+            console.note(f"interrupted: {done} of {len(source)} images are explained.{kept}")
+            return INTERRUPTED
+    for item in broken:
+        console.record({"index": item.index, "name": item.name, "error": item.error})
+        console.say(f"{item.name}: broken: {item.error}")
+    return FAILED if broken else OK
+
+
+def _records(
+    loaded: LoadedModel,
+    source: ImageSource,
+    target: int | None,
+    settings: Smoothing,
+    key: bytes | None,
+    options: ExplainOptions,
+    broken: list[ImageItem],
+) -> Iterator[dict[str, Any]]:
+    """Yield the record of each image as it is explained and drawn; gather the unreadable."""
+    audit = ConservationAudit(loaded.model)
     taken: set[str] = set()
     for items, images in batches(source, options.batch_size, on_broken=broken.append):
         evidence = smooth_explain(
@@ -70,7 +98,7 @@ def run(
             n=settings.n,
             sigma=settings.sigma,
             seed=settings.seed,
-            key=noise.key,
+            key=key,
         )
         residuals = [
             audit.measure(image[None], label[None])
@@ -82,12 +110,7 @@ def run(
                 file = options.out / _free_name(item.name, taken)
                 _draw(file, images[row], evidence, row, record, loaded, settings)
                 record["file"] = str(file)
-            console.record(record)
-            console.line(_line(record, loaded))
-    for item in broken:
-        console.record({"index": item.index, "name": item.name, "error": item.error})
-        console.say(f"{item.name}: broken: {item.error}")
-    return FAILED if broken else OK
+            yield record
 
 
 def find_class(wanted: str | None, names: Sequence[str] | None) -> int | None:

@@ -263,6 +263,7 @@ CacheOption = Annotated[
         help="Folder of attacked images.  [default: $LRPGUARD_CACHE or ~/.cache/lrpguard]",
     ),
 ]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing of progress.")]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON, everything else to stderr.")
 ]

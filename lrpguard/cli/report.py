@@ -73,7 +73,7 @@ def run(model: ModelOptions | None, options: ReportOptions, *, console: Console)
             loaded,
             load_data(options.data, preprocessing=loaded.preprocessing),
             cache=options.cache or default_cache(),
-            note=console.note,
+            step=console.step,
         )
     page = report_page(found, command=options.command, traffic=traffic, pictures=pictures)
     options.out.write_text(page, encoding="utf-8")

@@ -23,6 +23,7 @@ from lrpguard.cli.options import (
     KeyFileOption,
     MeanOption,
     ModelOptions,
+    QuietOption,
     StdOption,
     WeightsOption,
 )
@@ -70,6 +71,7 @@ def report(
     cache: CacheOption = None,
     key_file: KeyFileOption = None,
     device: DeviceOption = None,
+    quiet: QuietOption = False,
     json: JsonOption = False,
 ) -> int:
     """Turn a calibration, an evaluation, a red team or an audit trail into one HTML page.
@@ -97,5 +99,5 @@ def report(
             key=secret_key(key_file, os.environ),
             command=shown_command(sys.argv[1:]),
         ),
-        console=Console(json),
+        console=Console(json, quiet),
     )

@@ -10,7 +10,7 @@ import typer
 
 from lrpguard.cli.commands import app, example
 from lrpguard.cli.console import Console, command
-from lrpguard.cli.options import DataOption, JsonOption, KeyFileOption
+from lrpguard.cli.options import DataOption, JsonOption, KeyFileOption, QuietOption
 from lrpguard.secret import secret_key
 
 audit_app = typer.Typer(
@@ -166,6 +166,7 @@ def audit_replay(
         float,
         typer.Option("--tolerance", metavar="SCORE", min=0, help="Largest difference of a score."),
     ] = 0.0,
+    quiet: QuietOption = False,
     json: JsonOption = False,
 ) -> int:
     """Judge the images of a trail again, and compare scores, p-values, flags and labels.
@@ -182,7 +183,7 @@ def audit_replay(
         data=data,
         tolerance=tolerance,
         environment=os.environ,
-        console=Console(json),
+        console=Console(json, quiet),
     )
 
 

@@ -73,14 +73,18 @@ def replay_trail(
             f"none of the {len(images)} images of --data {data} is one of the trail's: they are "
             "found by a hash of their pixels as the model sees them."
         )
-    replayed = list(replay(lines, images, opened, tolerance=tolerance))
-    for line in replayed:
-        console.record(asdict(line))
-        if not line.same:
-            console.line(
-                f"DIFFERS    line {line.seq}, request {line.request}, image {line.row}: by "
-                f"{line.difference:.3g}"
-            )
+    replayed = []
+    there = sum(line["image"] in images for line in lines)
+    with console.bar("replay", there) as bar:
+        for line in replay(lines, images, opened, tolerance=tolerance):
+            replayed.append(line)
+            bar.update()
+            console.record(asdict(line))
+            if not line.same:
+                console.line(
+                    f"DIFFERS    line {line.seq}, request {line.request}, image {line.row}: by "
+                    f"{line.difference:.3g}"
+                )
     differ = sum(not line.same for line in replayed)
     largest = max((line.difference for line in replayed), default=0.0)
     console.line(f"replayed   {len(replayed)} of {len(lines)} verdicts; {differ} differ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -54,11 +55,48 @@ def test_help_states_the_defaults_of_the_noise(run: Run) -> None:
     assert f"[default: {PAPER_SIGMA}, the paper's]" in words
 
 
-def test_alone_it_shows_its_help(run: Run) -> None:
+def test_alone_it_shows_the_five_commands_one_needs_first(run: Run) -> None:
     done = run()
+    assert done.code == 0
+    shown = re.findall(r"^  lrpguard (\w+)  ", done.out, re.MULTILINE)
+    assert shown == ["demo", "doctor", "calibrate", "check", "serve"]
+    assert max(map(len, done.out.splitlines())) <= 100
+
+
+def test_help_shows_all_commands(run: Run) -> None:
+    done = run("--help")
     assert done.code == 0
     assert all(f"\n  {command} " in done.out for command in COMMANDS)
     assert done.out.rstrip().endswith("lrpguard calibrate --help")
+
+
+def test_a_misspelt_command_is_told_the_right_one(run: Run) -> None:
+    assert "Did you mean 'check'?" in run("chek").err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [("lrpguard re", {"report", "recalibrate"}), ("lrpguard report --pre", {"--prevalence"})],
+)
+def test_the_shell_completes(words: str, expected: set[str]) -> None:
+    environment = {
+        "_LRPGUARD_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(words.count(" ")),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "lrpguard"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | environment,
+    )
+    assert set(done.stdout.split()) == expected
+
+
+@pytest.mark.parametrize("command", ["demo", "calibrate", "check", "explain", "evaluate", "report"])
+def test_what_shows_progress_can_be_quiet(run: Run, command: str) -> None:
+    assert "--quiet" in run(command, "--help").out
 
 
 def test_version(run: Run) -> None:
