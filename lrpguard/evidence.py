@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from lrpguard.errors import MissingDependencyError
+from lrpguard.figures import png_bytes, request_figure
+from lrpguard.notebook import html_picture, html_table, request_row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,56 @@ class Evidence:
     def explained_logit(self) -> Tensor:
         """Clean logit of the explained class [B]."""
         return self.logits.gather(1, self.label[:, None]).squeeze(1)
+
+    def plot(
+        self,
+        row: int = 0,
+        *,
+        image: Tensor | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> Figure:
+        """Draw the maps of one request.
+
+        Args:
+            row: Which request, from 0; negative ones count from the end.
+            image: Its pixels [C, H, W] in [0, 1], to stand beside the maps.
+            class_names: Name of each class, for the title.
+
+        Raises:
+            MissingDependencyError: matplotlib is not installed (the ``plots`` extra).
+            ConfigurationError: There is no such request, or the image has another shape.
+        """
+        row = request_row(row, len(self))
+        label = int(self.label[row])
+        name = str(label) if class_names is None else f"{label} {class_names[label]}"
+        return request_figure(
+            self.relevance_mean[row].cpu().numpy(),
+            self.relevance_variance[row].cpu().numpy(),
+            image=None if image is None else image.detach().cpu().float().numpy(),
+            title=f"class {name}, logit {float(self.explained_logit[row]):.2f}\n"
+            f"{self.n} copies, sigma {self.sigma:g}",
+        )
+
+    def _repr_html_(self) -> str:
+        """Show the requests in a notebook: a table, and the maps of the first."""
+        kept = (self.noisy_logits.argmax(2) == self.label[:, None]).double().mean(1)
+        rows = [
+            [
+                str(i),
+                str(int(self.label[i])),
+                f"{float(self.explained_logit[i]):.3g}",
+                f"{100 * float(kept[i]):.0f} %",
+                f"{float(self.relevance_mean[i].double().sum()):.3g}",
+                f"{float(self.relevance_variance[i].double().mean()):.3g}",
+            ]
+            for i in range(len(self))
+        ]
+        heads = ("request", "class", "logit", "copies that keep it", "relevance, sum", "variance")
+        table = html_table(heads, rows, caption=f"SmoothLRP: {self.n} copies, sigma {self.sigma:g}")
+        try:
+            return table + html_picture(png_bytes(self.plot()), alt="maps of request 0")
+        except MissingDependencyError:
+            return table
 
     def select(self, rows: Tensor | slice) -> Evidence:
         """Return the evidence of some of the requests, by index [R] or slice."""

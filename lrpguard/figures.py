@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -215,6 +217,35 @@ def panel_figure(
     return figure
 
 
+def request_figure(
+    mean: Array,
+    variance: Array,
+    *,
+    title: str,
+    image: Array | None = None,
+    others: Sequence[Panel] = (),
+) -> Figure:
+    """Draw what is known of one request in a row: its image, its maps, and what else there is.
+
+    Args:
+        mean: Mean relevance, signed, in units of the logit [H, W].
+        variance: Variance of it over the noisy copies [H, W].
+        title: What stands above.
+        image: Pixels [C, H, W] in [0, 1], or None.
+        others: What stands to the right.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+        ConfigurationError: An array has another shape.
+    """
+    first = () if image is None else (Panel(image, title="image"),)
+    maps = (
+        Panel(mean, "signed", title="relevance, mean", unit="logit"),
+        Panel(variance, "unsigned", title="relevance, variance", unit="logit²"),
+    )
+    return panel_figure([[*first, *maps, *others]], title=title)
+
+
 def show_image(axes: Axes, image: Array) -> AxesImage:
     """Show pixels [C, H, W] in [0, 1], black to white or in colour.
 
@@ -259,12 +290,12 @@ def color_limit(*maps: Array) -> float:
     return max(_limit(np.abs(_map(values))) for values in maps)
 
 
-def save_png(figure: Figure, path: str | Path, *, dpi: int = DPI) -> None:
+def save_png(figure: Figure, path: str | Path | BinaryIO, *, dpi: int = DPI) -> None:
     """Write a figure as a PNG of its own size.
 
     Args:
         figure: The figure.
-        path: Where to.
+        path: Where to, a path or an open file.
         dpi: Pixels an inch.
 
     Raises:
@@ -273,14 +304,33 @@ def save_png(figure: Figure, path: str | Path, *, dpi: int = DPI) -> None:
     figure.savefig(path, format="png", dpi=dpi)
 
 
+def png_bytes(figure: Figure) -> bytes:
+    """Return a figure as the content of a PNG file."""
+    content = io.BytesIO()
+    save_png(figure, content)
+    return content.getvalue()
+
+
 def _figure(size: tuple[float, float]) -> Figure:
     require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    figure = _figure_type()(figsize=size, dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+@functools.cache
+def _figure_type() -> type[Figure]:
+    from matplotlib.figure import Figure
+
+    class ShownFigure(Figure):
+        """A figure that a notebook shows without pyplot."""
+
+        def _repr_png_(self) -> bytes:
+            return png_bytes(self)
+
+    return ShownFigure
 
 
 def _check_colors(name: str) -> None:

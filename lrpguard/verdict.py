@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
+from lrpguard.errors import ConfigurationError
 from lrpguard.evidence import Evidence
+from lrpguard.figures import Panel, request_figure
+from lrpguard.notebook import html_table, request_row
 from lrpguard.restoration import UNKNOWN, Restoration
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Status = Literal["clean", "flagged", "restored", "unknown", "unguarded"]
 """Outcome of one request.
@@ -93,6 +100,80 @@ class Verdict:
             for i, status in enumerate(self.status)
         ]
 
+    def plot(
+        self,
+        row: int = 0,
+        *,
+        image: Tensor | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> Figure:
+        """Draw the maps of one request, and the pixels that its restoration changed.
+
+        Args:
+            row: Which request, from 0; negative ones count from the end.
+            image: Its pixels [C, H, W] in [0, 1], to stand beside the maps.
+            class_names: Name of each class, for the title.
+
+        Raises:
+            MissingDependencyError: matplotlib is not installed (the ``plots`` extra).
+            ConfigurationError: There is no such request, the verdict holds no maps, the request
+                is unguarded, or the image has another shape.
+        """
+        row = request_row(row, len(self))
+        if self.relevance is None or self.relevance_variance is None:
+            raise ConfigurationError(
+                "the verdict holds no maps; ask for them: guard(images, maps=True)."
+            )
+        if self.status[row] == "unguarded":
+            raise ConfigurationError(
+                f"request {row} is unguarded, so there are no maps of it: {self.failure}"
+            )
+        changed = None if self.changed_pixels is None else self.changed_pixels[row]
+        others = []
+        if changed is not None and bool(changed.any()):
+            white = changed.float()[None].cpu().numpy()
+            others = [Panel(white, title="changed pixels", caption=f"{int(changed.sum())} white")]
+        return request_figure(
+            self.relevance[row].cpu().numpy(),
+            self.relevance_variance[row].cpu().numpy(),
+            image=None if image is None else image.detach().cpu().float().numpy(),
+            others=others,
+            title=self._title(row, class_names),
+        )
+
+    def _title(self, row: int, names: Sequence[str] | None) -> str:
+        """Return class, logit, p-value and outcome of a request, in two lines."""
+
+        def named(label: int) -> str:
+            return str(label) if names is None else f"{label} {names[label]}"
+
+        label, restored = int(self.label[row]), int(self.restored_label[row])
+        status = self.status[row]
+        outcome = f"{status}: class {named(restored)}" if status == "restored" else status
+        return (
+            f"class {named(label)}, logit {float(self.logits[row, label]):.2f}\n"
+            f"p-value {float(self.p_value[row]):.3g}, {outcome}"
+        )
+
+    def _repr_html_(self) -> str:
+        """Show the verdicts in a notebook, as a table."""
+        rows = [
+            [
+                str(i),
+                str(record["label"]),
+                _text(record["confidence"]),
+                _text(record["p_value"]),
+                record["status"],
+                "unknown" if record["restored_label"] == UNKNOWN else str(record["restored_label"]),
+                _text(record["restored_confidence"]),
+            ]
+            for i, record in enumerate(self.to_dicts())
+        ]
+        heads = ("request", "class", "confidence", "p-value", "status", "answer", "its confidence")
+        flagged = int(self.flagged.sum())
+        failure = "" if self.failure is None else f"; the guard failed: {self.failure}"
+        return html_table(heads, rows, caption=f"{flagged} of {len(self)} flagged{failure}")
+
 
 def judged(evidence: Evidence, anomaly: Tensor, p_value: Tensor, flagged: Tensor) -> Verdict:
     """Return the verdict before any restoration."""
@@ -173,6 +254,10 @@ def _joined(tensors: list[Tensor | None]) -> Any:
     """Join tensors; None where a part has none, such as the maps of an unguarded request."""
     whole = [tensor for tensor in tensors if tensor is not None]
     return torch.cat(whole) if len(whole) == len(tensors) else None
+
+
+def _text(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
 
 
 def _number(value: Tensor) -> float | None:

@@ -25,7 +25,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 ORDER = (
     {"errors", "version", "rowlog", "secret"},
-    {"figures"},
+    {"figures", "notebook"},
     {"inputs"},
     {"lrp", "loading"},
     {"noise", "moments", "filters", "pixels", "views", "evidence"},

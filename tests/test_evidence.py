@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import io
+import sys
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from lrpguard import Evidence, explain
+from lrpguard.errors import ConfigurationError, MissingDependencyError
 from tests.support import images, make_evidence, small_net
+from tests.test_notebook import Cells
 
 TENSORS = [f.name for f in dataclasses.fields(Evidence) if f.name != "sigma"]
 
@@ -91,3 +98,67 @@ def test_is_frozen(evidence: Evidence) -> None:
 def test_carries_no_graph(evidence: Evidence) -> None:
     tensors = [getattr(evidence, name) for name in TENSORS]
     assert not any(t.requires_grad for t in tensors if t is not None)
+
+
+class TestNotebook:
+    def test_table_and_the_maps_of_the_first_request(self, evidence: Evidence) -> None:
+        content = evidence._repr_html_()
+        table, picture = content.split("<img ")
+        shown = Cells(table).cells
+        assert shown[:6] == [
+            "request",
+            "class",
+            "logit",
+            "copies that keep it",
+            "relevance, sum",
+            "variance",
+        ]
+        assert len(shown) == 6 * 6
+        label = int(evidence.label[1])
+        kept = float((evidence.noisy_logits[1].argmax(1) == label).double().mean())
+        assert shown[12:16] == [
+            "1",
+            str(label),
+            f"{float(evidence.logits[1, label]):.3g}",
+            f"{100 * kept:.0f} %",
+        ]
+        assert "SmoothLRP: 4 copies, sigma 0.1" in table
+        data = picture.split('src="data:image/png;base64,')[1].split('"')[0]
+        with Image.open(io.BytesIO(base64.b64decode(data))) as drawn:
+            assert drawn.format == "PNG"
+
+    def test_without_matplotlib_the_table_is_left(
+        self, evidence: Evidence, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+        assert "<img" not in evidence._repr_html_()
+        assert len(Cells(evidence._repr_html_()).cells) == 36
+        with pytest.raises(MissingDependencyError, match=r"pip install 'lrpguard\[plots\]'"):
+            evidence.plot()
+
+    def test_plot_shows_the_maps_of_one_request(self, evidence: Evidence) -> None:
+        names = [f"thing {i}" for i in range(5)]
+        figure = evidence.plot(-1, image=images(5)[4], class_names=names)
+        shown = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
+        titles = [axes.get_title() for axes in shown]
+        assert titles == ["image", "relevance, mean", "relevance, variance"]
+        for axes, map_ in zip(
+            shown[1:], (evidence.relevance_mean, evidence.relevance_variance), strict=True
+        ):
+            drawn = axes.images[0].get_array()
+            assert drawn is not None
+            assert torch.equal(torch.tensor(drawn.data), map_[4])
+        label = int(evidence.label[4])
+        logit = float(evidence.logits[4, label])
+        assert figure.get_suptitle() == (
+            f"class {label} thing {label}, logit {logit:.2f}\n4 copies, sigma 0.1"
+        )
+
+    def test_a_notebook_shows_the_figure_without_pyplot(self, evidence: Evidence) -> None:
+        figure: Any = evidence.plot()
+        with Image.open(io.BytesIO(figure._repr_png_())) as drawn:
+            assert drawn.format == "PNG"
+
+    def test_there_is_no_such_request(self, evidence: Evidence) -> None:
+        with pytest.raises(ConfigurationError, match="row is 5; there are 5 requests"):
+            evidence.plot(5)

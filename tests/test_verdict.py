@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 from typing import Any
 
 import pytest
 import torch
 
 from lrpguard import Verdict
+from lrpguard.errors import ConfigurationError, MissingDependencyError
 from lrpguard.verdict import Status
+from tests.test_notebook import Cells
 
 KEYS = {
     "label": int,
@@ -98,3 +101,70 @@ def test_length_is_the_number_of_requests() -> None:
 def test_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         verdict().label = torch.zeros(3)  # type: ignore[misc]
+
+
+def mapped(**changes: Any) -> Verdict:
+    changed = torch.zeros(3, 4, 4, dtype=torch.bool)
+    changed[1, 0] = True
+    generator = torch.Generator().manual_seed(0)
+    maps = {
+        "relevance": torch.randn(3, 4, 4, generator=generator),
+        "relevance_variance": torch.rand(3, 4, 4, generator=generator),
+        "changed_pixels": changed,
+    }
+    return verdict(**(maps | changes))
+
+
+class TestNotebook:
+    def test_table_by_hand(self) -> None:
+        shown = Cells(verdict()._repr_html_()).cells
+        heads = ["request", "class", "confidence", "p-value", "status", "answer", "its confidence"]
+        assert shown[:7] == heads
+        assert shown[7:14] == ["0", "1", "0.75", "0.5", "clean", "1", "0.75"]
+        assert shown[14:21] == ["1", "0", "0.5", "0.05", "restored", "1", "0.875"]
+        assert shown[21:28] == ["2", "1", "1", "0.01", "unknown", "unknown", "0"]
+        assert "2 of 3 flagged<" in verdict()._repr_html_()
+
+    def test_a_failure_is_told_and_escaped(self) -> None:
+        nothing = torch.full((3,), torch.nan, dtype=torch.float64)
+        made = verdict(("unguarded",) * 3, p_value=nothing, failure="<b>boom</b>")
+        content = made._repr_html_()
+        assert "the guard failed: &lt;b&gt;boom&lt;/b&gt;" in content
+        assert Cells(content).cells[10] == "-"
+
+    def test_plot_shows_the_maps_of_one_request(self) -> None:
+        made = mapped()
+        assert made.relevance is not None
+        image = torch.rand(3, 4, 4)
+        figure = made.plot(1, image=image, class_names=("cat", "dog"))
+        shown = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
+        assert [axes.get_title() for axes in shown] == [
+            "image",
+            "relevance, mean",
+            "relevance, variance",
+            "changed pixels",
+        ]
+        assert shown[3].get_xlabel() == "4 white"
+        drawn = shown[1].images[0].get_array()
+        assert drawn is not None
+        assert torch.equal(torch.tensor(drawn.data), made.relevance[1])
+        title = figure.get_suptitle()
+        assert title == "class 0 cat, logit 2.00\np-value 0.05, restored: class 1 dog"
+        assert len([a for a in made.plot(-1).axes if a.get_label() != "<colorbar>"]) == 2
+        assert made.plot(0).get_suptitle() == "class 1, logit 1.10\np-value 0.5, clean"
+
+    def test_what_cannot_be_plotted_is_refused(self) -> None:
+        with pytest.raises(ConfigurationError, match=r"ask for them: guard\(images, maps=True\)"):
+            verdict().plot()
+        with pytest.raises(ConfigurationError, match="row is 3; there are 3 requests"):
+            mapped().plot(3)
+        lost = mapped(status=("unguarded", "clean", "clean"), failure="it broke")
+        with pytest.raises(ConfigurationError, match=r"request 0 is unguarded.*it broke"):
+            lost.plot()
+
+    def test_without_matplotlib_the_error_names_the_extra(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+        with pytest.raises(MissingDependencyError, match=r"pip install 'lrpguard\[plots\]'"):
+            mapped().plot()
