@@ -32,7 +32,7 @@ class CopyRun:
         chunk: Largest number of copies in one pass.
         method: How each copy is explained.
         quantiles: Quantiles over the copies, each in [0, 1]; they keep every map in memory.
-        views: Whether to run the denoised views, too.
+        views: Whether to run the changed views, too.
     """
 
     def __init__(

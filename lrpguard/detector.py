@@ -66,7 +66,7 @@ class Detector(Protocol):
 
     @property
     def takes_views(self) -> bool:
-        """Whether it needs the candidates, and so the denoised views."""
+        """Whether it needs the candidates, and so the changed views."""
 
     def anomaly(self, readings: Readings) -> Tensor:
         """Return the anomaly score of each request, float64 [B]."""
@@ -224,7 +224,7 @@ def load_detector(name: str, score_names: tuple[str, ...], state: Mapping[str, T
 def _candidates(readings: Readings) -> Candidates:
     if readings.candidates is None:
         raise ConfigurationError(
-            "the combined detector needs the denoised views, and they were not run; smooth with "
+            "the combined detector needs the changed views, and they were not run; smooth with "
             "views=True."
         )
     return readings.candidates

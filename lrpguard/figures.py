@@ -57,7 +57,7 @@ class DemoPanels:
         adversarial: Attacked image [C, H, W] in [0, 1].
         relevance: Mean relevance map of the attacked image [H, W].
         variance: Its variance map [H, W].
-        denoised: Mean of the attacked image's denoised views [C, H, W] in [0, 1].
+        denoised: Mean of the attacked image's changed views [C, H, W] in [0, 1].
         clean_caption: What stands under the clean image.
         adversarial_caption: What stands under the attacked image.
         restored_caption: What became of the label; stands under the denoised image.
@@ -159,7 +159,7 @@ def demo_figure(rows: Sequence[DemoPanels], *, title: str) -> Figure:
         "adversarial",
         "relevance, mean\nred for, blue against",
         "relevance, variance\nunder noise",
-        "denoised views, mean\nlabel restored",
+        "changed views, mean\nlabel restored",
     )
     for axes, head in zip(grid[0], heads, strict=True):
         axes.set_title(head, fontsize=10)

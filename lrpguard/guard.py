@@ -207,7 +207,7 @@ class Guard(nn.Module):
         Args:
             images: Floating-point pixels in [0, 1], [B, C, H, W].
             copies: Numbers of copies, ascending.
-            views: Whether to run the denoised views, too.
+            views: Whether to run the changed views, too.
 
         Raises:
             InputError: The images break the contract.
