@@ -1,0 +1,1 @@
+"""Is SmoothLRP a better explanation than LRP? Metrics, measurement, card and page."""

@@ -1,0 +1,167 @@
+"""Measure LRP against SmoothLRP on real images, and write docs/explanations.md from the cards.
+
+    python scripts/make_explanations.py --model resnet20
+    python scripts/make_explanations.py --model squeezenet1_1
+    python scripts/make_explanations.py --tables          # the page alone, from the cards
+
+Weights and images come from the folder that LRPGUARD_DATA names, or from the options. An
+interrupted run that is started again goes on where it stopped; see --rows. About ten minutes of one
+core a model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from lrpguard.errors import LrpGuardError
+from lrpguard.evaluation.explanations.card import make_card
+from lrpguard.evaluation.explanations.measure import Plan, Smooth, is_complete, measure, run_header
+from lrpguard.evaluation.explanations.page import explanations_page, read_cards
+from lrpguard.evaluation.paper import write_card
+from lrpguard.evaluation.paper.setup import load_labelled
+from lrpguard.noise import image_digest
+from lrpguard.rowlog import RowLog
+
+ROOT = Path(__file__).resolve().parents[1]
+
+GRID = (Smooth(4, 0.05), Smooth(8, 0.05), Smooth(8, 0.02))
+
+PLANS: Mapping[str, Plan] = {
+    "resnet20": Plan(
+        (
+            "epsilon",
+            "epsilon-plus",
+            "epsilon-gamma-box",
+            "epsilon-alpha2-beta1",
+            "epsilon-alpha2-beta1-flat",
+            "cmp",
+        ),
+        GRID,
+        images=300,
+        probed=20,
+    ),
+    "squeezenet1_1": Plan(("epsilon", "epsilon-gamma-box", "cmp"), GRID, images=40, probed=4),
+}
+"""What is measured on each model: every preset but LRP-0, whose maps are those of epsilon."""
+
+BATCH = {"resnet20": 20, "squeezenet1_1": 4}
+"""Images measured together; a file of rows may hold fewer images of the last batch."""
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", choices=sorted(PLANS), default="resnet20")
+    parser.add_argument("--weights", type=Path, help="weights file")
+    parser.add_argument("--data", type=Path, help="images: a folder, an .npz")
+    parser.add_argument("--images", type=int, help="how many (default: the plan's)")
+    parser.add_argument("--probed", type=int, help="how many for sensitivity and random weights")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    parser.add_argument("--rows", type=Path, help="JSONL of rows (default build/...)")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the results go")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--tables", action="store_true", help="only write the page of the cards")
+    return parser.parse_args(arguments)
+
+
+def plan_of(args: argparse.Namespace) -> Plan:
+    """Return the model's plan with what the command line changes."""
+    plan = PLANS[args.model]
+    images = plan.images if args.images is None else args.images
+    probed = min(plan.probed, images) if args.probed is None else args.probed
+    return replace(plan, images=images, probed=probed, seed=args.seed)
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, and write the card and the page; return the exit code."""
+    args = parse(arguments)
+    try:
+        if not args.tables:
+            run(args)
+        page = explanations_page(read_cards(args.docs / "results"))
+    except LrpGuardError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    (args.docs / "explanations.md").write_text(page, encoding="utf-8")
+    print("wrote explanations.md")
+    return 0
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure what the rows do not hold yet, and write the card."""
+    torch.set_num_threads(args.threads)
+    plan = plan_of(args)
+    loaded, data = load_labelled(args.model, weights=args.weights, data=args.data)
+    (part,) = data.split([plan.images], seed=plan.seed)
+    items = list(part)
+    rows_file = args.rows or ROOT / "build" / f"explanations_{args.model}.jsonl"
+    with RowLog(rows_file, run_header(loaded.model, plan)) as log:
+        keys = []
+        size = BATCH[args.model]
+        for start in tqdm(range(0, len(items), size), "batch", disable=args.quiet, unit="batch"):
+            # No batch is partly probed, so that a row has all or nothing.
+            for first, last in _split(start, min(start + size, len(items)), plan.probed):
+                images = torch.stack([i.image for i in items[first:last] if i.image is not None])
+                keys += _measured(loaded.model, images, first < plan.probed, plan, log)
+        stored = [log.rows[key] for key in keys]
+    card = make_card(
+        args.model,
+        "CIFAR-10 test images" if args.model == "resnet20" else "ImageNet samples",
+        [row["values"] for row in stored],
+        plan=plan,
+        indices=part.indices,
+        command=command(args, plan),
+        seconds=sum(row["seconds"] for row in stored),
+    )
+    write_card(card, args.docs / "results" / f"explanations_{args.model}.json")
+
+
+def command(args: argparse.Namespace, plan: Plan) -> str:
+    """Return the command without the folders of this machine."""
+    words = ["python", "scripts/make_explanations.py", "--model", args.model]
+    for name in ("images", "probed", "seed"):
+        words += [f"--{name}", str(getattr(plan, name))]
+    return shlex.join(words)
+
+
+def _split(first: int, last: int, probed: int) -> list[tuple[int, int]]:
+    """Cut a range where the probed images end."""
+    if first < probed < last:
+        return [(first, probed), (probed, last)]
+    return [(first, last)]
+
+
+def _measured(
+    model: torch.nn.Module, images: torch.Tensor, probe: bool, plan: Plan, log: RowLog
+) -> list[str]:
+    """Measure images that the log does not hold, and enter them; return the keys of all."""
+    keys = [image_digest(image, b"").hex() + ("/probed" if probe else "") for image in images]
+    missing = [i for i, key in enumerate(keys) if not _stored(log.rows.get(key), plan, probe)]
+    if missing:
+        begun = time.process_time()
+        rows = measure(model, images[missing], plan=plan, probe=probe)
+        seconds = (time.process_time() - begun) / len(missing)
+        for i, row in zip(missing, rows, strict=True):
+            log.add(keys[i], {"values": row, "seconds": round(seconds, 3)})
+    return keys
+
+
+def _stored(row: dict[str, Any] | None, plan: Plan, probe: bool) -> bool:
+    return row is not None and is_complete(row["values"], plan, probe=probe)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
