@@ -5,20 +5,20 @@ from __future__ import annotations
 from lrpguard.calibration import Calibration
 from lrpguard.errors import NotCalibratedError
 from lrpguard.guard import Guard
-from lrpguard.views import STRONG_VIEWS, VIEWS
+from lrpguard.views import VIEW_COUNT
 
 
 def passes(calibration: Calibration, copies: float) -> float:
     """Return what judging an image takes, about, in forward passes of the model.
 
-    One pass of the image itself, one of each denoised view, and two, forward and backward, of
+    One pass of the image itself, one of each changed view, and two, forward and backward, of
     each copy.
 
     Args:
         calibration: That of the guard.
         copies: Copies of the image, or their mean.
     """
-    views = len(VIEWS) + len(STRONG_VIEWS) if calibration.detector.takes_views else 0
+    views = VIEW_COUNT if calibration.detector.takes_views else 0
     return 1 + views + 2 * copies
 
 

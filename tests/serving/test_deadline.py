@@ -19,6 +19,7 @@ from lrpguard.serving.recalibration import propose
 from lrpguard.serving.replay import by_hash, replay
 from lrpguard.serving.selftest import SelfTest
 from lrpguard.serving.sizes import run_choices
+from lrpguard.views import VIEW_COUNT
 from tests.serving.conftest import MODEL, Files, eight_bit, png, running, small_config
 from tests.serving.models import controlled
 
@@ -155,4 +156,4 @@ def test_ways_to_run_and_their_work() -> None:
     guard.stopping = True
     assert run_choices(guard, fewer=True) == {2: 5, 4: 9, None: 1 + 2 * LOOKS.most_copies}
     guard.calibrate([torch.rand(100, 1, 8, 8)], looks=LOOKS)
-    assert run_choices(guard, fewer=True)[2] == 1 + 8 + 4
+    assert run_choices(guard, fewer=True)[2] == 1 + VIEW_COUNT + 4
