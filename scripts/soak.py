@@ -1,6 +1,6 @@
 """Load the service at twice its capacity, or measure what it adds to the library's call.
 
-    python scripts/soak.py load --seconds 1800     # the bar; CI runs half a minute of it
+    python scripts/soak.py load --seconds 1800     # the bar; the tests run 20 seconds
     python scripts/soak.py overhead                # p50 of a request, less p50 of guard(image)
 
 Both serve the packaged digits model by ``lrpguard serve`` on a free port of loopback, and print
@@ -213,8 +213,8 @@ def resident(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-async def load(served: Served, seconds: float, deadline_ms: int) -> dict[str, object]:
-    """Load the service at twice its capacity; return the figures."""
+async def load(served: Served, seconds: float, deadline_ms: int, times: float) -> dict[str, object]:
+    """Load the service at some times its capacity; return the figures."""
     client = Client(served.url)
     await client.closed_loop(WARM_SECONDS, clients=QUEUE)
     capacity = await client.closed_loop(WARM_SECONDS, clients=QUEUE)
@@ -227,7 +227,7 @@ async def load(served: Served, seconds: float, deadline_ms: int) -> dict[str, ob
             await asyncio.sleep(min(1.0, seconds / 40))
 
     watching = asyncio.create_task(watch())
-    await client.open_loop(seconds, 2 * capacity)
+    await client.open_loop(seconds, times * capacity)
     watching.cancel()
     loaded = client.answers[before:]
     admitted = [answer.seconds for answer in loaded if answer.status == 200]
@@ -240,7 +240,7 @@ async def load(served: Served, seconds: float, deadline_ms: int) -> dict[str, ob
     return {
         "seconds": seconds,
         "capacity_per_second": capacity,
-        "offered_per_second": 2 * capacity,
+        "offered_per_second": times * capacity,
         "requests": len(loaded),
         "statuses": dict(Counter(str(answer.status) for answer in loaded)),
         "lost_audit_lines": sum((answered - lines).values()),
@@ -334,6 +334,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("what", choices=["load", "overhead"])
     parser.add_argument("--seconds", type=float, default=1800, help="of load (default 1800)")
+    parser.add_argument("--times", type=float, default=2, help="the capacity (default 2)")
     parser.add_argument("--deadline-ms", type=int, default=2000, help="default 2000")
     parser.add_argument("--requests", type=int, default=300, help="of overhead (default 300)")
     parser.add_argument("--images", type=int, default=600, help="to calibrate with (default 600)")
@@ -344,7 +345,7 @@ def main(arguments: list[str] | None = None) -> int:
         if args.what == "overhead":
             print(json.dumps({**asdict(overhead(served, args.requests)), **about}))
             return 0
-        figures = asyncio.run(load(served, args.seconds, args.deadline_ms))
+        figures = asyncio.run(load(served, args.seconds, args.deadline_ms, args.times))
     failed = failures(figures)
     print(json.dumps({**figures, "failed": failed, **about}))
     return 1 if failed else 0

@@ -51,8 +51,10 @@ ORDER = (
     {"guard"},
     {"lrpguard"},  # the public face, lrpguard/__init__.py
     {"baselines", "attacks"},
+    {"checking"},
     {"evaluation", "redteam"},
     {"serving", "report"},
+    {"cluster"},
     {"demo"},
     {"cli"},
     {"__main__"},
@@ -65,6 +67,7 @@ OPTIONAL = {"matplotlib", "torchattacks", "sklearn", "timm", "ray", "fastapi", "
     "starlette",
     "prometheus_client",
     "opentelemetry",
+    "pyarrow",
     "litserve",
     "mlflow",
 }

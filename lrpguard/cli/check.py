@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from torch import Tensor
-
-from lrpguard.cli.console import FAILED, INTERRUPTED, OK, Console, describe, to_json
-from lrpguard.cli.opening import class_name, class_text, open_model
+from lrpguard.checking import BROKEN, Checker
+from lrpguard.cli.console import FAILED, INTERRUPTED, OK, Console, to_json
+from lrpguard.cli.opening import class_text, open_model
 from lrpguard.cli.options import ModelOptions, check_folder
-from lrpguard.errors import (
-    CalibrationMismatchError,
-    InputError,
-    ModelOutputError,
-    NonFiniteScoreError,
-)
 from lrpguard.guard import Guard, Policy
-from lrpguard.loading import ImageItem, ImageSource, LoadedModel, batches, load_data
-from lrpguard.restoration import UNKNOWN
+from lrpguard.loading import ImageSource, LoadedModel, load_data
 
-BROKEN = "broken"
-"""Status of an image that has no verdict: it cannot be read, or the guard refused it."""
 
-_OF_ONE_IMAGE = (InputError, CalibrationMismatchError, ModelOutputError, NonFiniteScoreError)
+@dataclass(frozen=True)
+class ClusterOptions:
+    """How images are shared out on a cluster.
+
+    Attributes:
+        workers: How many; None for one a GPU, or one a CPU core, of the cluster.
+        part_size: Images of one Parquet file.
+    """
+
+    workers: int | None
+    part_size: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +37,12 @@ class CheckOptions:
         data: The images.
         calibration: Calibration file.
         batch_size: Images judged together.
-        out: JSONL file of the verdicts, None for none.
+        out: JSONL file of the verdicts, None for none; on a cluster a folder of Parquet files.
         fail_on_flag: Whether a flagged image makes the exit code 1.
         restore: Whether flagged images are restored.
         on_failure: What the guard does when it fails itself.
         key: Secret key of the noise.
+        cluster: How a Ray cluster does it; None for this process.
     """
 
     data: str
@@ -53,6 +53,7 @@ class CheckOptions:
     restore: bool
     on_failure: Policy
     key: bytes | None
+    cluster: ClusterOptions | None = None
 
 
 def run(model: ModelOptions, options: CheckOptions, *, console: Console) -> int:
@@ -64,9 +65,30 @@ def run(model: ModelOptions, options: CheckOptions, *, console: Console) -> int:
     Raises:
         LrpGuardError: Nothing can be judged with this model, calibration or data.
     """
+    if options.cluster is not None:
+        from lrpguard.cli import check_cluster
+
+        return check_cluster.run(model, options, options.cluster, console=console)
     check_folder(options.out)
+    checker = open_checker(model, options)
+    source = load_data(options.data, preprocessing=checker.loaded.preprocessing)
+    counts: Counter[str] = Counter()
+    try:
+        _check_all(checker, source, options, counts, console)
+    except KeyboardInterrupt:
+        kept = "" if options.out is None else f" {options.out} holds their verdicts."
+        console.note(f"interrupted: {counts.total()} of {len(source)} images are judged.{kept}")
+        return INTERRUPTED
+    return finish(counts, options, console)
+
+
+def open_checker(model: ModelOptions, options: CheckOptions) -> Checker:
+    """Load the model, and put the guard together.
+
+    Raises:
+        LrpGuardError: The model cannot be loaded or guarded, or the calibration is not its.
+    """
     loaded = open_model(model)
-    source = load_data(options.data, preprocessing=loaded.preprocessing)
     guard = Guard(
         loaded.model,
         calibration=options.calibration,
@@ -74,19 +96,11 @@ def run(model: ModelOptions, options: CheckOptions, *, console: Console) -> int:
         on_failure=options.on_failure,
         key=options.key,
     )
-    counts: Counter[str] = Counter()
-    try:
-        _check_all(guard, loaded, source, options, counts, console)
-    except KeyboardInterrupt:
-        kept = "" if options.out is None else f" {options.out} holds their verdicts."
-        console.note(f"interrupted: {counts.total()} of {len(source)} images are judged.{kept}")
-        return INTERRUPTED
-    return _finish(counts, options, console)
+    return Checker(guard, loaded, options.batch_size)
 
 
 def _check_all(
-    guard: Guard,
-    loaded: LoadedModel,
+    checker: Checker,
     source: ImageSource,
     options: CheckOptions,
     counts: Counter[str],
@@ -97,74 +111,10 @@ def _check_all(
         bar = stack.enter_context(console.bar("check", len(source)))
         file = stack.enter_context(options.out.open("w", encoding="utf-8")) if options.out else None
         console.line(_columns("image", "class", "confidence", "p-value", "status"))
-        unread: list[ImageItem] = []
-        for items, images in batches(source, options.batch_size, on_broken=unread.append):
-            for record in _in_order(_judge(guard, loaded, items, images), unread):
-                counts[record["status"]] += 1
-                _print(record, loaded, file, console)
-                bar.update()
-        for record in _in_order((), unread):
+        for record in checker.records(source):
             counts[record["status"]] += 1
-            _print(record, loaded, file, console)
-
-
-def _judge(
-    guard: Guard, loaded: LoadedModel, items: Sequence[ImageItem], images: Tensor
-) -> Iterator[dict[str, Any]]:
-    """Yield the record of each image; one that the guard refuses does not stop the others."""
-    try:
-        verdict = guard(images)
-    except _OF_ONE_IMAGE as error:
-        if len(items) == 1:
-            yield _broken(items[0], describe(error))
-            return
-        for item, image in zip(items, images, strict=True):
-            yield from _judge(guard, loaded, [item], image[None])
-        return
-    for item, outcome in zip(items, verdict.to_dicts(), strict=True):
-        yield _record(item, loaded, outcome, verdict.failure)
-
-
-def _in_order(
-    records: Iterator[dict[str, Any]] | tuple[()], unread: list[ImageItem]
-) -> Iterator[dict[str, Any]]:
-    """Yield records in the order of the source, with the unread images met so far among them."""
-    for record in records:
-        while unread and unread[0].index < record["index"]:
-            item = unread.pop(0)
-            yield _broken(item, str(item.error))
-        yield record
-    while unread:
-        item = unread.pop(0)
-        yield _broken(item, str(item.error))
-
-
-def _record(
-    item: ImageItem, loaded: LoadedModel, outcome: dict[str, Any], failure: str | None
-) -> dict[str, Any]:
-    restored = outcome["restored_label"]
-    return {
-        "index": item.index,
-        "name": item.name,
-        "true_label": item.label,
-        "class": class_name(loaded, outcome["label"]),
-        "restored_class": class_name(loaded, restored),
-        "error": failure,
-        **outcome,
-        "restored_label": None if restored == UNKNOWN else restored,
-    }
-
-
-def _broken(item: ImageItem, error: str) -> dict[str, Any]:
-    verdict = ("class", "restored_class", "label", "confidence", "p_value", "score", "flagged")
-    return {
-        "index": item.index,
-        "name": item.name,
-        "true_label": item.label,
-        **dict.fromkeys((*verdict, "restored_label", "restored_confidence", "copies")),
-        "error": error,
-        "status": BROKEN,
-    }
+            _print(record, checker.loaded, file, console)
+            bar.update()
 
 
 def _print(
@@ -202,7 +152,7 @@ def _columns(name: str, label: str, confidence: str, p_value: str, status: str) 
     return f"{name:<28}  {label:<20}  {confidence:>10}  {p_value:>7}  {status}"
 
 
-def _finish(counts: Counter[str], options: CheckOptions, console: Console) -> int:
+def finish(counts: Counter[str], options: CheckOptions, console: Console) -> int:
     """Print the summary; return the exit code."""
     flagged = counts["flagged"] + counts["restored"] + counts["unknown"]
     parts = [

@@ -15,6 +15,7 @@ import typer
 from lrpguard.cli.console import Console, command
 from lrpguard.cli.options import (
     DEFAULT_BATCH_SIZE,
+    DEFAULT_PART_SIZE,
     PACKAGED_MODEL,
     PACKAGED_SIZE,
     BatchSizeOption,
@@ -25,6 +26,8 @@ from lrpguard.cli.options import (
     DataOption,
     DetectorName,
     DeviceOption,
+    Engine,
+    EngineOption,
     FailurePolicy,
     ImageSizeOption,
     JsonOption,
@@ -34,13 +37,17 @@ from lrpguard.cli.options import (
     ModelOption,
     ModelOptions,
     NoiseOptions,
+    OnFailureOption,
     OptionalDataOption,
     OptionalModelOption,
+    PartSizeOption,
     QuietOption,
     SeedOption,
     SigmaOption,
     StdOption,
+    VerdictsOption,
     WeightsOption,
+    WorkersOption,
 )
 from lrpguard.cli.welcome import FIRST
 from lrpguard.secret import secret_key
@@ -214,25 +221,14 @@ def check(
             help="Calibration file, which also says how the noise is made.",
         ),
     ],
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out", metavar="FILE", dir_okay=False, help="Write the verdicts here as JSON lines."
-        ),
-    ] = None,
+    out: VerdictsOption = None,
     fail_on_flag: Annotated[
         bool, typer.Option("--fail-on-flag", help="Exit with 1 where an image is flagged.")
     ] = False,
     no_restore: Annotated[
         bool, typer.Option("--no-restore", help="Flag images only; seek no other label.")
     ] = False,
-    on_failure: Annotated[
-        FailurePolicy,
-        typer.Option(
-            "--on-failure",
-            help="Where the guard itself fails: stop, or give the model's own answer, unguarded.",
-        ),
-    ] = FailurePolicy.CLOSED,
+    on_failure: OnFailureOption = FailurePolicy.CLOSED,
     weights: WeightsOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
@@ -240,6 +236,9 @@ def check(
     key_file: KeyFileOption = None,
     device: DeviceOption = None,
     batch_size: BatchSizeOption = DEFAULT_BATCH_SIZE,
+    engine: EngineOption = Engine.LOCAL,
+    workers: WorkersOption = None,
+    part_size: PartSizeOption = DEFAULT_PART_SIZE,
     quiet: QuietOption = False,
     json: JsonOption = False,
 ) -> int:
@@ -263,6 +262,7 @@ def check(
             restore=not no_restore,
             on_failure="fail_open" if on_failure is FailurePolicy.OPEN else "fail_closed",
             key=secret_key(key_file, os.environ),
+            cluster=work.ClusterOptions(workers, part_size) if engine is Engine.RAY else None,
         ),
         console=Console(json, quiet),
     )

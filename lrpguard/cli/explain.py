@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lrpguard.cli.audit import ConservationAudit, Residual
 from lrpguard.cli.console import FAILED, INTERRUPTED, OK, Console
-from lrpguard.cli.opening import class_name, class_text, open_model, smoothing
+from lrpguard.cli.opening import class_text, open_model, smoothing
 from lrpguard.cli.options import ModelOptions, NoiseOptions
 from lrpguard.errors import ConfigurationError
 from lrpguard.evidence import Evidence
@@ -149,7 +149,7 @@ def _record(
         "name": item.name,
         "predicted": int(evidence.logits[row].argmax()),
         "label": label,
-        "class": class_name(loaded, label),
+        "class": loaded.class_name(label),
         "logit": float(evidence.explained_logit[row]),
         "relevance_sum": float(evidence.relevance_mean[row].double().sum()),
         "mean_variance": float(evidence.relevance_variance[row].double().mean()),

@@ -99,13 +99,7 @@ def chosen_smoothing(
     return chosen, choice.why
 
 
-def class_name(loaded: LoadedModel, label: int) -> str | None:
-    """Return the name of a class, None where it is not known."""
-    names = loaded.class_names
-    return names[label] if names is not None and 0 <= label < len(names) else None
-
-
 def class_text(loaded: LoadedModel, label: int) -> str:
     """Return a class for people: its number, and its name where that is known."""
-    name = class_name(loaded, label)
+    name = loaded.class_name(label)
     return str(label) if name is None else f"{label} {name}"

@@ -13,6 +13,7 @@ from lrpguard.errors import ConfigurationError
 from lrpguard.secret import KEY_VARIABLE
 
 DEFAULT_BATCH_SIZE = 16
+DEFAULT_PART_SIZE = 1000
 
 PACKAGED_MODEL = "lrpguard.demo.digits:load_digits_model"
 """Model of the demo, on which an installation is tried."""
@@ -25,6 +26,13 @@ class DetectorName(StrEnum):
 
     COMBINED = "combined"
     PAPER = "paper"
+
+
+class Engine(StrEnum):
+    """Where images are judged."""
+
+    LOCAL = "local"
+    RAY = "ray"
 
 
 class FailurePolicy(StrEnum):
@@ -110,11 +118,13 @@ def image_size(text: str | None) -> tuple[int, int] | None:
 
 
 def check_folder(out: Path | None) -> None:
-    """Refuse a file to be written whose folder is not there, before the work is done.
+    """Refuse a file to be written where it cannot be, before the work is done.
 
     Raises:
-        ConfigurationError: There is no such folder.
+        ConfigurationError: There is no such folder, or it is one itself.
     """
+    if out is not None and out.is_dir():
+        raise ConfigurationError(f"--out is {out}, a folder; name a file in it.")
     if out is not None and not out.parent.is_dir():
         raise ConfigurationError(
             f"--out is {out}, but there is no folder {out.parent}. Make it first: "
@@ -187,6 +197,41 @@ OptionalDataOption = Annotated[
         metavar="SPEC",
         help="Images to try the model on: folder, file, quoted glob or .npz. By default noise.",
     ),
+]
+VerdictsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", metavar="FILE", help="Write the verdicts here as JSON lines; ray: the folder."
+    ),
+]
+OnFailureOption = Annotated[
+    FailurePolicy,
+    typer.Option(
+        "--on-failure",
+        help="Where the guard itself fails: stop, or give the model's own answer, unguarded.",
+    ),
+]
+EngineOption = Annotated[
+    Engine,
+    typer.Option(
+        "--engine",
+        help="local: this process; ray: the cluster that RAY_ADDRESS names, or all of this "
+        "machine, and --out is a folder of Parquet files. The same command again goes on where "
+        "it was interrupted.",
+    ),
+]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        metavar="N",
+        min=1,
+        help="Workers of --engine ray; by default one a GPU or, without, one a CPU core.",
+    ),
+]
+PartSizeOption = Annotated[
+    int,
+    typer.Option("--part-size", metavar="N", min=1, help="Images of a file of --engine ray."),
 ]
 BatchSizeOption = Annotated[
     int, typer.Option("--batch-size", metavar="N", min=1, help="Images read and judged together.")

@@ -62,6 +62,13 @@ class ImageSource(ABC):
     def __getitem__(self, index: int) -> ImageItem:
         """Read the image at a position, 0 <= index < len."""
 
+    @abstractmethod
+    def part(self, start: int, stop: int) -> ImageSource:
+        """Return some of the images, as a source that can be sent to another process.
+
+        Items keep their index and name; paths become absolute.
+        """
+
     def __iter__(self) -> Iterator[ImageItem]:
         for index in range(len(self)):
             yield self[index]
@@ -74,14 +81,21 @@ class FileSource(ImageSource):
         paths: The files, in order.
         names: What to call each of them.
         preprocessing: Channels and size to bring each to.
+        first: Index of the first, where they are a part of a source.
     """
 
     def __init__(
-        self, paths: Sequence[Path], names: Sequence[str], *, preprocessing: Preprocessing
+        self,
+        paths: Sequence[Path],
+        names: Sequence[str],
+        *,
+        preprocessing: Preprocessing,
+        first: int = 0,
     ) -> None:
         self.paths = tuple(paths)
         self.names = tuple(names)
         self.preprocessing = preprocessing
+        self.first = first
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -90,8 +104,14 @@ class FileSource(ImageSource):
         try:
             image = read_image(self.paths[index], self.preprocessing)
         except LoadingError as error:
-            return ImageItem(index, self.names[index], None, error=str(error))
-        return ImageItem(index, self.names[index], image)
+            return ImageItem(self.first + index, self.names[index], None, error=str(error))
+        return ImageItem(self.first + index, self.names[index], image)
+
+    def part(self, start: int, stop: int) -> FileSource:
+        """Return the files from one position to another."""
+        paths = [path.absolute() for path in self.paths[start:stop]]
+        names = self.names[start:stop]
+        return FileSource(paths, names, preprocessing=self.preprocessing, first=self.first + start)
 
 
 class ArraySource(ImageSource):
@@ -104,6 +124,7 @@ class ArraySource(ImageSource):
         labels: Integers [N], or None.
         name: What to call the array; image 12 is called ``name[12]``.
         preprocessing: Size to bring each image to.
+        first: Index of the first, where they are a part of a source.
     """
 
     def __init__(
@@ -113,24 +134,38 @@ class ArraySource(ImageSource):
         name: str,
         *,
         preprocessing: Preprocessing,
+        first: int = 0,
     ) -> None:
         self.images = images
         self.labels = labels
         self.name = name
         self.preprocessing = preprocessing
+        self.first = first
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> ImageItem:
         pixels = self.images[index]
-        name = f"{self.name}[{index}]"
+        place = self.first + index
+        name = f"{self.name}[{place}]"
         label = None if self.labels is None else int(self.labels[index])
         try:
             image = self._from_bytes(pixels) if pixels.dtype == np.uint8 else self._floats(pixels)
         except LoadingError as error:
-            return ImageItem(index, name, None, label, str(error))
-        return ImageItem(index, name, image, label)
+            return ImageItem(place, name, None, label, str(error))
+        return ImageItem(place, name, image, label)
+
+    def part(self, start: int, stop: int) -> ArraySource:
+        """Return the images from one position to another, as a copy."""
+        labels = None if self.labels is None else self.labels[start:stop].copy()
+        return ArraySource(
+            self.images[start:stop].copy(),
+            labels,
+            self.name,
+            preprocessing=self.preprocessing,
+            first=self.first + start,
+        )
 
     def _from_bytes(self, pixels: npt.NDArray[Any]) -> Tensor:
         if pixels.shape[:2] != (self.preprocessing.image_size or pixels.shape[:2]):

@@ -60,6 +60,11 @@ class LoadedModel:
         """Channels of the images: 3 for RGB, 1 for grey."""
         return self.preprocessing.channels
 
+    def class_name(self, label: int) -> str | None:
+        """Return the name of a class, None where it is not known."""
+        names = self.class_names
+        return names[label] if names is not None and 0 <= label < len(names) else None
+
 
 def load_model(
     spec: str,

@@ -212,6 +212,23 @@ class TelemetrySection:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RaySection:
+    """Replicas on a Ray Serve cluster; `lrpguard serve` does not read it."""
+
+    min_replicas: Annotated[int, Setting("replicas that always run", minimum=1)] = 1
+    max_replicas: Annotated[int, Setting("replicas under load", minimum=1)] = 4
+    cpus: Annotated[float, Setting("CPU cores of a replica", minimum=0.1)] = 1.0
+    gpus: Annotated[float, Setting("GPUs of a replica; 0.5: two share one", minimum=0)] = 0.0
+    batch_size: Annotated[int, Setting("requests judged together", minimum=1)] = 8
+    batch_wait_ms: Annotated[
+        float, Setting("how long a request may wait for others to be judged with", minimum=0)
+    ] = 5.0
+    max_queued_requests: Annotated[
+        int, Setting("requests that may wait at a proxy; the next gets 429", minimum=1)
+    ] = 64
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServiceConfig:
     """All settings of the service."""
 
@@ -225,6 +242,7 @@ class ServiceConfig:
     drift: DriftSection = DriftSection()
     monitor: MonitorSection = MonitorSection()
     telemetry: TelemetrySection = TelemetrySection()
+    ray: RaySection = RaySection()
 
     @property
     def deadline_seconds(self) -> float:

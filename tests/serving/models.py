@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -14,7 +16,12 @@ from lrpguard.demo.digits import DigitsNet, load_digits_model
 
 SPEC = "tests.serving.models:controlled"
 FOLDER_VARIABLE = "TEST_MODEL_FOLDER"
-"""Folder whose files change the behaviour of a model in another process."""
+"""Folder whose files change the behaviour of a model in another process.
+
+While ``slow`` exists a run waits; ``hold`` does the same to a process that has made as many runs
+as it says; ``kill`` is taken away by the run that then kills its process; with ``huge`` a run asks
+for more memory than there is.
+"""
 
 
 class Behaviour:
@@ -26,6 +33,7 @@ class Behaviour:
         noisy_error: Raised where noisy copies are explained, not on a clean image alone.
         error: Raised on any run.
         nan: Whether logits are NaN.
+        runs: Runs on noisy copies, where there is the folder.
     """
 
     def __init__(self) -> None:
@@ -35,6 +43,7 @@ class Behaviour:
         self.noisy_error: BaseException | None = None
         self.error: BaseException | None = None
         self.nan = False
+        self.runs = 0
 
 
 BEHAVIOUR = Behaviour()
@@ -62,10 +71,22 @@ def _act_on_files(noisy: bool) -> None:
     if folder is None:
         return
     end = time.monotonic() + 300
-    while noisy and Path(folder, "slow").exists() and time.monotonic() < end:
+    BEHAVIOUR.runs += noisy
+    while noisy and _held(Path(folder)) and time.monotonic() < end:
         time.sleep(0.02)
+    if noisy:
+        with contextlib.suppress(FileNotFoundError):
+            Path(folder, "kill").unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
     if Path(folder, "huge").exists():
         torch.empty(1 << 46)  # more than any machine has: the allocator refuses
+
+
+def _held(folder: Path) -> bool:
+    hold = folder / "hold"
+    if (folder / "slow").exists():
+        return True
+    return hold.exists() and BEHAVIOUR.runs > int(hold.read_text())
 
 
 def controlled() -> Controlled:
