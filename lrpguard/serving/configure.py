@@ -17,8 +17,8 @@ from lrpguard.serving.config import ServiceConfig, Setting, sections, settings
 
 PREFIX = "LRPGUARD_"
 SEPARATOR = "__"
-NOT_SETTINGS = ("LRPGUARD_KEY", "LRPGUARD_DATA")
-"""Variables with our prefix that are no settings: the secret key, and the tests' data."""
+NOT_SETTINGS = ("LRPGUARD_KEY", "LRPGUARD_DATA", "LRPGUARD_CACHE")
+"""Variables with our prefix that are no settings: secret key, tests' data, attacked images."""
 
 _KUBERNETES = re.compile(
     r"LRPGUARD_(\w+_)?(SERVICE_HOST=.*|SERVICE_PORT(_\w+)?=.*|PORT(_\d+_\w+)?=\w+://.*"
