@@ -25,6 +25,7 @@ LEFT_OUT = {
     "curl": "needs a running service; tutorials/serve.md asks one",
     "until curl": "waits for a running service, in tutorials/serve.md",
     "kill": "ends the service of tutorials/serve.md",
+    "lrpguard attack": "a budget of minutes; tests/cli/test_attack.py runs it in small",
     "mkdocs build": "tests/docs/test_site.py builds the site, with the same settings",
     "lrpguard demo": "takes half a minute; tests/demo run it in small",
     "openssl rand": "makes a key",
