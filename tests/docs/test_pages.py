@@ -50,6 +50,8 @@ EVERY = [(page, words) for page in PAGES for words in commands(page)]
 
 
 def left_out(words: list[str]) -> bool:
+    if "--engine" in words:  # needs Ray and a shared disk; the tests of --engine ray run it
+        return True
     return any(shlex.join(words).startswith(start) for start in LEFT_OUT)
 
 
