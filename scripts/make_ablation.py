@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 ATTACKS = (
     "fgsm_2,fgsm_4,pgd_1_10,pgd_2_10,pgd_8_10,pgd_l2_0.5,"
-    "apgd_ce_4,apgd_dlr_4,cw_0,cw_5,ead,square_8"
+    "apgd_ce_4,apgd_dlr_4,cw_0,cw_5,ead,square_8,patch"
 )
 
 PAGE = """# What each part of the detector adds

@@ -24,6 +24,11 @@ LIMIT = 240.0
 """Seconds after which a command is given up."""
 
 
+def _hear_interrupts() -> None:
+    """Undo what a background job of a shell inherits: interrupts that are ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """A command whose output and errors go to a terminal of its own."""
 
@@ -38,6 +43,7 @@ class Terminal:
             stderr=theirs,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
+            preexec_fn=_hear_interrupts,
             env=os.environ | {"TERM": "xterm-256color", "FORCE_COLOR": "1", "OMP_NUM_THREADS": "1"},
         )
         os.close(theirs)
