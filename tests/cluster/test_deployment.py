@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -108,15 +108,17 @@ def test_too_many_requests_are_shed(url: str, files: Files, behaviour_folder: Pa
     (behaviour_folder / "slow").touch()
     try:
         with ThreadPoolExecutor(12) as pool:
-            jobs = [pool.submit(predict, url, files.clean[0]) for _ in range(12)]
-            wait_until(lambda: sum(job.done() for job in jobs) >= 8)  # 3 run, 1 waits
+            jobs: list[Future[Any]] = []
+            while len(jobs) < 12 and not any(job.done() for job in jobs):  # done: it was shed
+                jobs.append(pool.submit(predict, url, files.clean[0]))
+                wait(jobs, timeout=5, return_when=FIRST_COMPLETED)
             (behaviour_folder / "slow").unlink()
             answers = [job.result() for job in jobs]
     finally:
         (behaviour_folder / "slow").unlink(missing_ok=True)
     statuses = [answer.status_code for answer in answers]
-    assert 1 <= statuses.count(200) <= 4
-    assert statuses.count(200) + statuses.count(429) == 12
+    assert min(statuses.count(200), statuses.count(429)) >= 1
+    assert statuses.count(200) + statuses.count(429) == len(jobs)
     assert {a.headers["retry-after"] for a in answers if a.status_code == 429} == {"1"}
 
 
