@@ -32,7 +32,7 @@ LEFT_OUT = {
     "lrpguard selftest": "needs guard.toml; tutorials/serve.md and tests/cli run it",
     "lrpguard audit": "needs a trail; tutorials/serve.md and tests/cli run it",
     "lrpguard recalibrate": "needs a trail, and a person; tests/cli run it",
-    "lrpguard evaluate --quiet --name": "needs CIFAR-10 and weights, and takes half an hour",
+    "lrpguard evaluate --name": "needs real images and weights, and takes half an hour",
     "python scripts/": "needs data and weights, or takes minutes; tests/scripts run each in small",
 }
 """Beginning of the commands that are not run here, and why."""
