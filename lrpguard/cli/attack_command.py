@@ -22,10 +22,13 @@ from lrpguard.cli.options import (
     ImageSizeOption,
     JsonOption,
     KeyFileOption,
+    LabelsOption,
     MeanOption,
     ModelOption,
     ModelOptions,
+    NameOption,
     NoiseOptions,
+    QuietOption,
     SeedOption,
     SigmaOption,
     StdOption,
@@ -88,16 +91,7 @@ def attack(
     quick: Annotated[
         bool, typer.Option("--quick", help="Fewer steps, no sweeps, no HopSkipJump.")
     ] = False,
-    labels: Annotated[
-        Path | None,
-        typer.Option(
-            "--labels",
-            metavar="FILE",
-            exists=True,
-            dir_okay=False,
-            help="'name,label' lines; by default classes come from the .npz, or from file names.",
-        ),
-    ] = None,
+    labels: LabelsOption = None,
     other_model: Annotated[
         str | None,
         typer.Option(
@@ -112,9 +106,7 @@ def attack(
             "--other-weights", metavar="FILE", exists=True, dir_okay=False, help="Its weights."
         ),
     ] = None,
-    name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="What tables call the model.")
-    ] = None,
+    name: NameOption = None,
     weights: WeightsOption = None,
     mean: MeanOption = None,
     std: StdOption = None,
@@ -124,7 +116,7 @@ def attack(
     seed: SeedOption = 0,
     key_file: KeyFileOption = None,
     device: DeviceOption = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress.")] = False,
+    quiet: QuietOption = False,
     json: JsonOption = False,
 ) -> int:
     """Attack a guard as those would who know it, and say what passes.

@@ -25,9 +25,11 @@ from lrpguard.cli.options import (
     ImageSizeOption,
     JsonOption,
     KeyFileOption,
+    LabelsOption,
     MeanOption,
     ModelOption,
     ModelOptions,
+    NameOption,
     NoiseOptions,
     QuietOption,
     SeedOption,
@@ -68,16 +70,7 @@ def evaluate(
             "--out", metavar="DIR", file_okay=False, help="Folder for the card and the rows."
         ),
     ],
-    labels: Annotated[
-        Path | None,
-        typer.Option(
-            "--labels",
-            metavar="FILE",
-            exists=True,
-            dir_okay=False,
-            help="'name,label' lines; by default classes come from the .npz, or from file names.",
-        ),
-    ] = None,
+    labels: LabelsOption = None,
     pool: Annotated[
         int | None,
         typer.Option(
@@ -108,9 +101,7 @@ def evaluate(
         typer.Option("--baselines", metavar="A,B", help="Detectors to stand beside the guard."),
     ] = None,
     cache: CacheOption = None,
-    name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="What tables call the model.")
-    ] = None,
+    name: NameOption = None,
     weights: WeightsOption = None,
     mean: MeanOption = None,
     std: StdOption = None,

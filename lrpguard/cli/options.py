@@ -299,6 +299,19 @@ KeyFileOption = Annotated[
         f"hexadecimal in {KEY_VARIABLE}.",
     ),
 ]
+LabelsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--labels",
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        help="'name,label' lines; by default classes come from the .npz, or from file names.",
+    ),
+]
+NameOption = Annotated[
+    str | None, typer.Option("--name", metavar="NAME", help="What tables call the model.")
+]
 CacheOption = Annotated[
     Path | None,
     typer.Option(
