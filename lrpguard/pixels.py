@@ -59,12 +59,22 @@ def place_roughness(image: Tensor) -> float:
     Args:
         image: Pixels in [0, 1], [C, H, W].
     """
+    inside, outside = place_energies(image)
+    return float(torch.log((inside.sqrt() + FLOOR) / (outside.sqrt() + FLOOR)))
+
+
+def place_energies(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean squared second difference in the roughest place, and outside it.
+
+    Args:
+        image: Pixels in [0, 1], [C, H, W]; a gradient passes, the place taken for fixed.
+    """
     energy = _roughness(image)
     top, left, side = _roughest(energy)
     inside = energy[top : top + side, left : left + side].sum()
     count = side * side
     outside = (energy.sum() - inside).clamp_min(0) / max(energy.numel() - count, 1)
-    return float(torch.log(((inside / count).sqrt() + FLOOR) / (outside.sqrt() + FLOOR)))
+    return inside / count, outside
 
 
 def roughest_place(image: Tensor) -> tuple[int, int, int]:

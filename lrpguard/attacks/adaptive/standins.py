@@ -17,8 +17,8 @@ from lrpguard.pixels import (
     PATCH_QUANTILE,
     chroma_noise,
     line_noise,
+    place_energies,
     place_roughness,
-    roughest_place,
     second_difference,
 )
 
@@ -75,12 +75,8 @@ def smooth_place_roughness(images: Tensor) -> Tensor:
     """Return :func:`lrpguard.pixels.place_roughness` [B], the place taken for fixed."""
     scores = []
     for image in images:
-        energy = (second_difference(image, 1) + second_difference(image, 2)).square().mean(0)
-        top, left, side = roughest_place(image.detach())
-        inside = energy[top : top + side, left : left + side].sum()
-        outside = (energy.sum() - inside) / max(energy.numel() - side**2, 1)
-        roots = [(part + 1e-12).sqrt() + FLOOR for part in (inside / side**2, outside)]
-        scores.append((roots[0] / roots[1]).log())
+        inside, outside = ((part + 1e-12).sqrt() + FLOOR for part in place_energies(image))
+        scores.append((inside / outside).log())
     return torch.stack(scores)
 
 
