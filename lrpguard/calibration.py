@@ -21,9 +21,7 @@ from safetensors.torch import save_file
 from scipy.stats import beta
 from torch import Tensor
 
-from lrpguard.conformal import check_size as check_size
-from lrpguard.conformal import conformal_p_values as conformal_p_values
-from lrpguard.conformal import flagged_rank as flagged_rank
+from lrpguard.conformal import check_size, conformal_p_values, flagged_rank
 from lrpguard.detector import Detector, load_detector
 from lrpguard.errors import (
     CalibrationFileError,

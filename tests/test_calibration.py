@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lrpguard.calibration import check_size
+from lrpguard.conformal import check_size
 from lrpguard.errors import (
     CalibrationMismatchError,
     CalibrationSizeError,

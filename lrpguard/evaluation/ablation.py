@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lrpguard.calibration import conformal_p_values
+from lrpguard.conformal import conformal_p_values
 from lrpguard.detector import COMBINED_SCORES, CombinedDetector, Detector, PaperDetector
 from lrpguard.evaluation.bootstrap import (
     Floats,

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from lrpguard.attacks import Attack
 from lrpguard.baselines import baseline
-from lrpguard.calibration import check_size
+from lrpguard.conformal import check_size
 from lrpguard.errors import EvaluationError
 from lrpguard.evaluation.adversarial import attacked_set
 from lrpguard.evaluation.judging import (

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from lrpguard.attacks import Attack
 from lrpguard.baselines import Baseline
-from lrpguard.calibration import Calibration, check_size, conformal_p_values
+from lrpguard.calibration import Calibration
 from lrpguard.calibrator import FIT_SHARE, split_key
+from lrpguard.conformal import check_size, conformal_p_values
 from lrpguard.evaluation.adversarial import AttackedSet
 from lrpguard.evaluation.protocol import ImageSet
 from lrpguard.guard import Guard

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import betabinom
 
-from lrpguard.calibration import flagged_rank
+from lrpguard.conformal import flagged_rank
 from lrpguard.evaluation.bootstrap import (
     Floats,
     image_weights,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from scipy.stats import beta
 
-from lrpguard.calibration import flagged_rank
+from lrpguard.conformal import flagged_rank
 from lrpguard.errors import ConfigurationError
 from lrpguard.report.markup import Html, join, paragraph, table
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lrpguard.calibration import flagged_rank
+from lrpguard.conformal import flagged_rank
 from lrpguard.report.alarms import Traffic, false_alarms, promised
 from lrpguard.report.detection import figure, histogram
 from lrpguard.report.markup import Html, code, command_lines, facts, join, paragraph, table
