@@ -65,6 +65,7 @@ class Calibration:
         created: ISO date and time, UTC.
         version: lrpguard's version.
         staged: What the same images look like after fewer copies, where that was asked for.
+        noise_why: Why this noise, in words, where it was chosen on clean images.
 
     Raises:
         ConfigurationError: ``alpha`` lies outside (0, 1), or the last look is not at all copies.
@@ -85,6 +86,7 @@ class Calibration:
     created: str
     version: str
     staged: Staged | None = None
+    noise_why: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "alpha", round(float(self.alpha), 12))  # 1 - 0.9 is meant as 0.1
@@ -310,6 +312,7 @@ class Calibration:
                 "seed": self.smoothing.seed,
                 "composite": self.smoothing.composite.to_dict(),
             },
+            "noise_why": self.noise_why,
             "preprocessing": {"layout": "NCHW", "range": [0, 1], "shape": list(self.image_shape)},
             "fingerprint": self.fingerprint,
             "precision": self.precision,
@@ -388,4 +391,5 @@ def _from_record(tensors: dict[str, Tensor], record: Mapping[str, Any]) -> Calib
         created=record["created"],
         version=record["version"],
         staged=None if looks is None else Staged.load(looks, tensors, detector),
+        noise_why=record.get("noise_why"),
     )

@@ -52,6 +52,7 @@ class Plan:
         fingerprint: Fingerprint of the model.
         precision: Arithmetic of the model.
         looks: Fewer copies to calibrate for, too; None for all copies alone.
+        noise_why: Why this noise, in words, where it was chosen on clean images.
 
     Raises:
         ConfigurationError: The last look is not at all copies.
@@ -64,6 +65,7 @@ class Plan:
     fingerprint: str
     precision: str
     looks: Looks | None = None
+    noise_why: str | None = None
 
     def __post_init__(self) -> None:
         if self.copies[-1] != self.smoothing.n:
@@ -163,6 +165,7 @@ def _from_scores(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         version=__version__,
         staged=None if plan.looks is None else _staged(plan.looks, fitted),
+        noise_why=plan.noise_why,
     )
 
 

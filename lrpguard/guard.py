@@ -5,45 +5,35 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from lrpguard.attribution.methods import Lrp
 from lrpguard.calibration import Calibration
 from lrpguard.calibrator import Plan, calibrate
 from lrpguard.classifier import GuardedClassifier
-from lrpguard.consensus import Consensus, check_proposes, propose, restored
+from lrpguard.consensus import check_proposes
 from lrpguard.copies import CopyRun
-from lrpguard.detector import CombinedDetector
 from lrpguard.errors import (
     CalibrationMismatchError,
     ConfigurationError,
-    ModelOutputError,
     NotCalibratedError,
 )
 from lrpguard.evidence import Evidence
 from lrpguard.fingerprint import model_fingerprint, model_precision
 from lrpguard.inputs import check_eval, check_images, check_model
-from lrpguard.judging import Judged, judge, rows_of, stop_early
+from lrpguard.judging import Judged, check_finite, judge, stop_early
 from lrpguard.lrp.weights import WeightCache
 from lrpguard.noise import key_bytes
-from lrpguard.restoration import Restoration, Whitening, whiten
-from lrpguard.smoothing import (
-    Smoothing,
-    check_budget,
-    chunk_size,
-    clean_logits,
-    to_model,
-)
+from lrpguard.restoring import Restoring, answer, check_restoring
+from lrpguard.smoothing import Smoothing, check_budget, chunk_size, clean_logits, to_model
 from lrpguard.stopping import Looks
-from lrpguard.verdict import Verdict, judged, unguarded, with_empty_maps, with_restoration
+from lrpguard.tuning import Batch, Choice, choose_for
+from lrpguard.verdict import Verdict, unguarded, with_empty_maps
 
 Policy = Literal["fail_closed", "fail_open"]
-Restoring = Consensus | Whitening | Literal["auto"] | None
 
 _log = logging.getLogger("lrpguard")
 
@@ -58,7 +48,9 @@ class Guard(nn.Module):
         model: Eager ``nn.Module`` in eval mode, from [B, C, H, W] in [0, 1] to logits [B, K].
             Wrap a model that wants normalised input with :func:`lrpguard.normalized`.
         calibration: A :class:`Calibration`, or the file of one; None until :meth:`calibrate`.
-        smoothing: Copies, noise and composite; None takes the calibration's, or the paper's.
+        smoothing: Copies, noise and composite, or the :class:`Choice` of
+            :func:`lrpguard.choose_smoothing`. None takes the calibration's; without one,
+            :meth:`calibrate` chooses noise that suits the model, and until then it is the paper's.
         restoration: How flagged requests are restored: :class:`Consensus` takes the class that
             noise and denoised views fall back to, :class:`Whitening` is the paper's way, None
             only flags. ``"auto"`` goes with the detector: consensus for ``combined``, whitening
@@ -94,7 +86,7 @@ class Guard(nn.Module):
         model: nn.Module,
         *,
         calibration: Calibration | str | Path | None = None,
-        smoothing: Smoothing | None = None,
+        smoothing: Smoothing | Choice | None = None,
         restoration: Restoring = "auto",
         on_failure: Policy = "fail_closed",
         key: bytes | None = None,
@@ -106,15 +98,14 @@ class Guard(nn.Module):
             raise ConfigurationError(
                 f"on_failure is {on_failure!r}; there are 'fail_closed' and 'fail_open'."
             )
-        if restoration not in ("auto", None) and not isinstance(restoration, Consensus | Whitening):
-            raise ConfigurationError(
-                f"restoration is {restoration!r}; there are 'auto', Consensus(), Whitening() and "
-                "None."
-            )
+        check_restoring(restoration)
         self.model = check_model(model)
         self.training = False
         if isinstance(calibration, (str, os.PathLike)):
             calibration = Calibration.load(calibration)
+        self.noise_why: str | None = None
+        if isinstance(smoothing, Choice):
+            self.noise_why, smoothing = smoothing.why, smoothing.smoothing
         if calibration is not None:
             calibration.check_matches(model_fingerprint(self.model), model_precision(self.model))
             if smoothing not in (None, calibration.smoothing):
@@ -122,11 +113,12 @@ class Guard(nn.Module):
                     f"smoothing is {smoothing}; the calibration was made with "
                     f"{calibration.smoothing}. Leave it out, or calibrate again."
                 )
-            smoothing = calibration.smoothing
+            smoothing, self.noise_why = calibration.smoothing, calibration.noise_why
             check_proposes(restoration, calibration.detector.name)
             if stopping:
                 _ = calibration.rule  # refuses a calibration without looks
         self.calibration = calibration
+        self._chooses = smoothing is None
         self.smoothing = smoothing or Smoothing()
         self.restoration = restoration
         self.on_failure: Policy = on_failure
@@ -135,6 +127,15 @@ class Guard(nn.Module):
         check_budget(memory_budget)
         self._memory_budget = memory_budget
         self._chunks: dict[tuple[object, ...], int] = {}
+
+    def extra_repr(self) -> str:
+        """Return noise and calibration, for ``repr``."""
+        known, noise = self.calibration, f"n={self.smoothing.n}, sigma={self.smoothing.sigma:g}"
+        if self._chooses and known is None:
+            return "noise to be chosen, not calibrated"
+        noise += ", chosen on clean images" if self.noise_why else ""
+        at = f"{known.detector.name}, alpha={known.alpha:g}" if known else "not calibrated"
+        return f"{noise}, {at}"
 
     def train(self, mode: bool = True) -> Guard:
         """Leave the wrapped model's mode alone, whatever is asked: a guard only infers."""
@@ -219,15 +220,22 @@ class Guard(nn.Module):
 
     def calibrate(
         self,
-        images: Iterable[Tensor | tuple[Tensor, ...] | list[Tensor]],
+        images: Iterable[Batch],
         *,
         alpha: float = 0.05,
         detector: str = "combined",
         checkpoint: str | Path | None = None,
         progress: bool = False,
         looks: Looks | None = None,
+        budget: int | None = None,
     ) -> Calibration:
         """Learn what clean requests look like, and use it from now on.
+
+        A guard that was given neither smoothing nor calibration first chooses its noise
+        (:func:`lrpguard.choose_smoothing`) on some of the images that will fit the detector, and
+        says which and why: in the log, ``noise_why`` and the calibration's file. The images are
+        then read twice; an iterator, which cannot be, is kept in memory. With the ``"paper"``
+        detector the noise is the paper's.
 
         Args:
             images: Batches of clean images in [0, 1], [B, C, H, W], all of one size, such as a
@@ -240,7 +248,10 @@ class Guard(nn.Module):
             progress: Show a progress bar on standard error.
             looks: Calibrate for fewer copies, too: for early stopping, and for ``copies`` of
                 :meth:`forward`. It costs no further pass. None takes ``Looks.of(n)`` where the
-                guard stops early, and no looks elsewhere.
+                guard stops early, and no looks elsewhere. Where the noise is chosen, n is that
+                of the last look.
+            budget: Most passes through the model that one request may cost, where n is chosen;
+                None takes :data:`lrpguard.tuning.DEFAULT_BUDGET`.
 
         Returns:
             The calibration; ``.save(path)`` writes it.
@@ -249,12 +260,39 @@ class Guard(nn.Module):
             CalibrationSizeError: Too few images for alpha, or for the detector's fit.
             CalibrationMismatchError: The checkpoint belongs to another run.
             ConfigurationError: There is no such detector, or it proposes no label to restore;
-                or the last look is not at all copies.
+                or the last look is not at all copies; or a budget is too small, or given where n
+                is not chosen.
             NonFiniteScoreError: A score is NaN or infinite.
             InputError: Images break the contract or differ in size.
         """
         check_eval(self.model)
         check_proposes(self.restoration, detector)
+        if self._chooses:
+            images = list(images) if isinstance(images, Iterator) else images
+            n = None if looks is None else looks.copies[-1]
+            tuned = Guard(
+                self.model,
+                smoothing=choose_for(self.model, images, detector, n, budget, self._key),
+                restoration=self.restoration,
+                key=self._key,
+                memory_budget=self._memory_budget,
+                stopping=self.stopping,
+            )
+            tuned.calibrate(
+                images,
+                alpha=alpha,
+                detector=detector,
+                checkpoint=checkpoint,
+                progress=progress,
+                looks=looks,
+            )
+            self.smoothing, self.noise_why = tuned.smoothing, tuned.noise_why
+            self.calibration = tuned.calibration
+            return self._calibrated()
+        if budget is not None:
+            raise ConfigurationError(
+                "the budget is for choosing n, and the guard has its smoothing; leave one out."
+            )
         looks = looks or (Looks.of(self.smoothing.n) if self.stopping else None)
         at = (self.smoothing.n,) if looks is None else looks.copies
         self.calibration = calibrate(
@@ -268,6 +306,7 @@ class Guard(nn.Module):
                 fingerprint=model_fingerprint(self.model),
                 precision=model_precision(self.model),
                 looks=looks,
+                noise_why=self.noise_why,
             ),
             checkpoint=None if checkpoint is None else Path(checkpoint),
             progress=progress,
@@ -327,12 +366,7 @@ class Guard(nn.Module):
         self, images: Tensor, logits: Tensor, calibration: Calibration, at: Calibration | None
     ) -> Iterator[tuple[slice, Judged]]:
         """Score and flag checked images; yield rows of them with what was found."""
-        broken = (~torch.isfinite(logits)).any(1)
-        if bool(broken.any()):
-            raise ModelOutputError(
-                f"the model returned NaN or infinite logits for images {rows_of(broken)} of the "
-                "batch; there is no prediction to guard."
-            )
+        check_finite(logits)
         views = calibration.detector.takes_views
         if at is None and self.stopping:
             for row, run in enumerate(self._runs(images, logits, views)):
@@ -344,42 +378,12 @@ class Guard(nn.Module):
 
     def _answer(self, images: Tensor, found: Judged, maps: bool) -> Verdict:
         """Return the verdict, with flagged requests restored."""
-        evidence = found.evidence
-        verdict = judged(evidence, found.anomaly, found.p_value, found.flagged)
-        if maps:
-            verdict = replace(
-                verdict,
-                relevance=evidence.relevance_mean,
-                relevance_variance=evidence.relevance_variance,
-                changed_pixels=torch.zeros_like(evidence.relevance_mean, dtype=torch.bool),
-            )
-        rows = verdict.flagged.nonzero().flatten()
-        if self.restoration is None or len(rows) == 0:
-            return verdict
-        return with_restoration(verdict, rows, self._restore(images, found, rows))
-
-    def _restore(self, images: Tensor, found: Judged, rows: Tensor) -> Restoration:
-        """Restore flagged requests, by their rows, in the configured way."""
-        how, detector = self.restoration, found.at.detector
-        evidence = found.evidence.select(rows)
-        if how == "auto":
-            how = Consensus() if isinstance(detector, CombinedDetector) else Whitening()
-        if isinstance(how, Whitening):
-            return whiten(
-                self.model,
-                images[rows],
-                evidence,
-                whitening=how,
-                smoothing=found.at.smoothing,
-                key=self._key,
-                chunk=self._chunk(images),
-            )
-        check_proposes(how, detector.name)
-        assert isinstance(how, Consensus)
-        assert isinstance(detector, CombinedDetector)
-        readings = found.readings.select(rows.cpu())
-        assert readings.candidates is not None
-        anomaly, painted = found.anomaly[rows.cpu()], detector.painted(readings)
-        proposal = propose(readings.candidates, detector.consistency, anomaly, painted)
-        accepted = found.replacement(proposal.evidence) <= how.harm
-        return restored(proposal, accepted, evidence)
+        return answer(
+            self.model,
+            images,
+            found,
+            maps=maps,
+            how=self.restoration,
+            key=self._key,
+            chunk=self._chunk,
+        )

@@ -11,7 +11,7 @@ from torch import Tensor
 from lrpguard.calibration import Calibration
 from lrpguard.copies import CopyRun
 from lrpguard.detector import Detector
-from lrpguard.errors import NonFiniteScoreError
+from lrpguard.errors import ModelOutputError, NonFiniteScoreError
 from lrpguard.evidence import Evidence
 from lrpguard.readings import Readings, read
 
@@ -79,6 +79,20 @@ def stop_early(run: CopyRun, calibration: Calibration, row: int) -> Judged:
             break
     p_value, flagged = decision.p_value, decision.flagged
     return Judged(at, evidence, readings, anomaly, p_value, flagged, staged.replacement_p_values)
+
+
+def check_finite(logits: Tensor) -> None:
+    """Refuse logits [B, K] that are NaN or infinite.
+
+    Raises:
+        ModelOutputError: Some are.
+    """
+    broken = (~torch.isfinite(logits)).any(1)
+    if bool(broken.any()):
+        raise ModelOutputError(
+            f"the model returned NaN or infinite logits for images {rows_of(broken)} of the "
+            "batch; there is no prediction to guard."
+        )
 
 
 def rows_of(mask: Tensor, first: int = 0) -> list[int]:

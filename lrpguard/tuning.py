@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from lrpguard.errors import ConfigurationError
+from lrpguard.calibrator import fit_images
+from lrpguard.detector import needs_fit
+from lrpguard.errors import ConfigurationError, InputShapeError
 from lrpguard.inputs import check_eval, check_images, check_model
 from lrpguard.lrp.composites import EPSILON, Composite
 from lrpguard.lrp.engine import plain_logits
 from lrpguard.noise import gaussian_copies, image_digest, key_bytes
 from lrpguard.smoothing import PAPER_N, Smoothing, clean_logits, to_model
 from lrpguard.views import VIEW_COUNT
+
+Batch = Tensor | tuple[Tensor, ...] | list[Tensor]
+"""Images [B, C, H, W], or a tuple that begins with them, as a DataLoader gives."""
 
 SIGMAS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1)
 """Strengths that are tried, ascending."""
@@ -34,6 +41,9 @@ DEFAULT_BUDGET = 50
 
 OTHER_PASSES = 1 + VIEW_COUNT
 """Passes of a request beside its copies: the clean image and its views."""
+
+
+_log = logging.getLogger("lrpguard")
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,8 @@ def choose_smoothing(
     model: nn.Module,
     images: Tensor,
     *,
+    n: int | None = None,
+    sigma: float | None = None,
     budget: int = DEFAULT_BUDGET,
     seed: int = 0,
     key: bytes | None = None,
@@ -73,8 +85,10 @@ def choose_smoothing(
         model: As for :class:`lrpguard.Guard`.
         images: Clean images in [0, 1], [B, C, H, W]; the first ``TRIAL_IMAGES`` are used. They
             may fit the detector as well, but must not calibrate it.
+        n: Noisy copies, where that is settled; None chooses.
+        sigma: Strength of the noise, where that is settled; None chooses.
         budget: Most passes through the model that one request may cost; a noisy copy costs two,
-            forward and backward, the clean image and each view one.
+            forward and backward, the clean image and each view one. It bounds the choice of n.
         seed: Public seed of the noise.
         key: Secret key of the noise.
         composite: Which LRP rule for which layer.
@@ -85,7 +99,7 @@ def choose_smoothing(
         ModelError: The model cannot be guarded.
     """
     affordable = (budget - OTHER_PASSES) // 2
-    if affordable < 2:
+    if n is None and affordable < 2:
         raise ConfigurationError(
             f"the budget is {budget} passes; a request costs {OTHER_PASSES} and 2 for each noisy "
             f"copy, of which there must be two. Give at least {OTHER_PASSES + 4}."
@@ -96,22 +110,85 @@ def choose_smoothing(
     label = clean_logits(model, images).argmax(1)
     noise_key = key_bytes(seed, key)
     kept: dict[float, float] = {}
-    chosen, odds = SIGMAS[0], torch.empty(0)
-    for sigma in SIGMAS:
-        logits = torch.stack([_noisy_logits(model, image, sigma, noise_key) for image in images])
-        kept[sigma] = float((logits.argmax(2) == label[:, None]).double().mean())
-        if kept[sigma] < LABEL_KEPT and sigma > SIGMAS[0]:
+    tried = SIGMAS if sigma is None else (float(sigma),)
+    chosen, odds = tried[0], torch.empty(0)
+    for strength in tried:
+        logits = torch.stack([_noisy_logits(model, image, strength, noise_key) for image in images])
+        kept[strength] = float((logits.argmax(2) == label[:, None]).double().mean())
+        if kept[strength] < LABEL_KEPT and strength > tried[0]:
             break
-        chosen, odds = sigma, _runner_up_odds(logits, label)
+        chosen, odds = strength, _runner_up_odds(logits, label)
     wanted, ratio = _copies(odds)
-    n = min(wanted, affordable, PAPER_N)
-    reliability = 1 / (1 + ratio / n)
+    copies = min(wanted, affordable, PAPER_N) if n is None else n
+    smoothing = Smoothing(n=copies, sigma=chosen, seed=seed, composite=composite)
+    reliability = 1 / (1 + ratio / copies)
+    limit = f" (the budget of {budget} passes allows {affordable})" if copies < wanted else ""
     return Choice(
-        smoothing=Smoothing(n=n, sigma=chosen, seed=seed, composite=composite),
+        smoothing=smoothing,
         label_kept=kept,
         reliability=reliability,
-        why=_why(kept, chosen, n, wanted, affordable, reliability, budget),
+        why=f"{_why_sigma(kept, chosen, sigma is None)}; with {copies} copies"
+        f"{limit if n is None else ', as asked for'}, {100 * reliability:.0f} % of the variance of "
+        "their mean lies between images, the rest is noise",
     )
+
+
+def choose_for(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    detector: str,
+    n: int | None,
+    budget: int | None,
+    key: bytes,
+) -> Choice | Smoothing:
+    """Choose the noise of a calibration to come, on images that will not calibrate; log why.
+
+    Args:
+        model: As for :class:`lrpguard.Guard`.
+        batches: Batches of clean images, or of tuples that begin with them; read once.
+        detector: Name of the detector; the paper's takes the paper's noise.
+        n: Noisy copies, where that is settled; None chooses.
+        budget: Most passes of one request; None takes ``DEFAULT_BUDGET``.
+        key: Noise key.
+
+    Returns:
+        The choice; the paper's noise where there are too few images to choose on, too.
+
+    Raises:
+        ConfigurationError: There is no such detector, or the budget is too small.
+        InputError: The images break the contract or differ in size.
+        ModelError: The model cannot be guarded.
+    """
+    paper = Smoothing() if n is None else Smoothing(n=n)
+    if not needs_fit(detector):
+        if budget is not None:
+            raise ConfigurationError(
+                f"the budget is for choosing n, and the {detector!r} detector takes the paper's "
+                f"{PAPER_N} copies. Leave it out."
+            )
+        return paper
+    trial = fit_images(_single(batches), TRIAL_IMAGES)
+    if not trial:
+        return paper
+    budget = DEFAULT_BUDGET if budget is None else budget
+    choice = choose_smoothing(model, torch.stack(trial), n=n, budget=budget, key=key)
+    _log.info("noise chosen on %d clean images: %s", len(trial), choice.why)
+    return choice
+
+
+def _single(batches: Iterable[Batch]) -> Iterator[Tensor]:
+    """Yield checked images of one size, one by one."""
+    shape: torch.Size | None = None
+    for batch in batches:
+        images = check_images(batch[0] if isinstance(batch, (tuple, list)) else batch)
+        shape = images.shape[1:] if shape is None else shape
+        if images.shape[1:] != shape:
+            raise InputShapeError(
+                f"a batch has [C, H, W] = {list(images.shape[1:])} after one of {list(shape)}; "
+                "scores depend on the size, so all calibration images must have one. Resize them "
+                "first."
+            )
+        yield from images
 
 
 def _noisy_logits(model: nn.Module, image: Tensor, sigma: float, key: bytes) -> Tensor:
@@ -140,24 +217,14 @@ def _copies(odds: Tensor) -> tuple[int, float]:
     return min(max(wanted, TRIAL_COPIES), PAPER_N), ratio
 
 
-def _why(
-    kept: dict[float, float],
-    sigma: float,
-    n: int,
-    wanted: int,
-    affordable: int,
-    reliability: float,
-    budget: int,
-) -> str:
+def _why_sigma(kept: dict[float, float], sigma: float, chosen: bool) -> str:
+    if not chosen:
+        share = f"{100 * kept[sigma]:.1f} % of the noisy copies of clean images keep their label"
+        return f"sigma {sigma:g} was asked for: {share}"
     tried = ", ".join(f"{s:g}: {100 * share:.1f} %" for s, share in kept.items())
-    noise = (
+    if kept[sigma] < LABEL_KEPT:
+        return f"sigma {sigma:g} is the smallest tried; even it changes too many labels ({tried})"
+    return (
         f"sigma {sigma:g} is the largest at which {100 * LABEL_KEPT:.0f} % of the noisy copies "
         f"of clean images keep their label ({tried})"
-        if kept[sigma] >= LABEL_KEPT
-        else f"sigma {sigma:g} is the smallest tried; even it changes too many labels ({tried})"
-    )
-    limit = f" (the budget of {budget} passes allows {affordable})" if n < wanted else ""
-    return (
-        f"{noise}; with {n} copies{limit}, {100 * reliability:.0f} % of the variance of their "
-        "mean lies between images, the rest is noise"
     )

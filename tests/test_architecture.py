@@ -40,6 +40,7 @@ ORDER = (
         "judging",
         "scorelog",
         "restoration",
+        "restoring",
         "staged",
         "stopping",
         "tuning",

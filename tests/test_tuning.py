@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lrpguard import Guard, choose_smoothing
-from lrpguard.errors import ConfigurationError, InputRangeError, TrainingModeError
+from lrpguard import Calibration, Guard, Looks, Smoothing, choose_smoothing
+from lrpguard.calibrator import fit_images
+from lrpguard.errors import (
+    CalibrationSizeError,
+    ConfigurationError,
+    InputRangeError,
+    InputShapeError,
+    TrainingModeError,
+)
 from lrpguard.noise import gaussian_copies, image_digest, key_bytes
 from lrpguard.tuning import LABEL_KEPT, OTHER_PASSES, SIGMAS, TRIAL_COPIES, TRIAL_IMAGES
 from lrpguard.views import changed_views
@@ -85,10 +97,121 @@ def test_is_a_function_of_images_and_key_and_uses_no_more_than_it_says() -> None
     assert choose_smoothing(net, batch, seed=5).smoothing.seed == 5
 
 
-def test_a_guard_takes_what_was_chosen() -> None:
-    net = small_net()
-    guard = Guard(net, smoothing=choose_smoothing(net, images(20)).smoothing)
-    assert guard.calibrate(images(200).split(50)).smoothing == guard.smoothing
+def test_what_is_settled_is_kept_and_the_rest_is_chosen_for_it() -> None:
+    batch = at_distance(0.04)
+    free = choose_smoothing(FirstPixel(), batch, budget=1000)
+
+    louder = choose_smoothing(FirstPixel(), batch, sigma=0.1, budget=1000)
+    assert louder.smoothing.sigma == 0.1 > free.smoothing.sigma
+    assert louder.label_kept == {0.1: pytest.approx(share_kept(batch, 0.1))}
+    assert louder.why.startswith(f"sigma 0.1 was asked for: {100 * louder.label_kept[0.1]:.1f} %")
+
+    apart = images(40, seed=3)
+    apart[:, 0, 0, 0] = torch.linspace(0, 1, 40)
+    quiet, loud = (choose_smoothing(FirstPixel(), apart, sigma=s, budget=1000) for s in (0.1, 0.3))
+    assert loud.smoothing.n > 1.5 * quiet.smoothing.n  # more noise in what a copy says
+
+    few = choose_smoothing(FirstPixel(), batch, n=3, budget=2)  # no budget for what is settled
+    assert few.smoothing == Smoothing(n=3, sigma=free.smoothing.sigma)
+    assert "with 3 copies, as asked for" in few.why
+
+
+class TestGuardChooses:
+    """A guard that was given no noise chooses it before it calibrates."""
+
+    CLEAN = images(100)
+
+    @staticmethod
+    def twin(guard: Guard, **options: Any) -> Calibration:
+        """Return the calibration of a guard that was given the noise."""
+        return Guard(guard.model, smoothing=guard.smoothing).calibrate(
+            TestGuardChooses.CLEAN.split(50), **options
+        )
+
+    def test_on_images_that_fit_and_says_why(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        net = small_net()
+        guard = Guard(net)
+        assert "noise to be chosen, not calibrated" in repr(guard)
+        with caplog.at_level(logging.INFO, "lrpguard"):
+            calibration = guard.calibrate(self.CLEAN.split(50))
+
+        trial = torch.stack(fit_images(self.CLEAN, TRIAL_IMAGES))
+        choice = choose_smoothing(net, trial)
+        assert guard.smoothing == calibration.smoothing == choice.smoothing != Smoothing()
+        assert guard.noise_why == calibration.noise_why == choice.why
+        assert choice.why in caplog.text
+        n, sigma = choice.smoothing.n, choice.smoothing.sigma
+        assert f"n={n}, sigma={sigma:g}, chosen on clean images, combined, alpha=0.05" in repr(
+            guard
+        )
+        assert torch.equal(calibration.anomalies, self.twin(guard).anomalies)
+
+        calibration.save(tmp_path / "c.safetensors")
+        loaded = Guard(net, calibration=tmp_path / "c.safetensors")
+        assert loaded.noise_why == choice.why
+        assert torch.equal(loaded(self.CLEAN[:4]).score, guard(self.CLEAN[:4]).score)
+
+    @pytest.mark.parametrize("kind", ["iterator", "loader"])
+    def test_whatever_holds_the_images(self, kind: str) -> None:
+        parts = self.CLEAN.split(50)
+        labelled: list[tuple[Tensor, ...]] = [(part, torch.zeros(len(part))) for part in parts]
+        batches: dict[str, Iterable[Any]] = {"iterator": iter(parts), "loader": labelled}
+        guard = Guard(small_net())
+        calibration = guard.calibrate(batches[kind])
+        assert torch.equal(calibration.anomalies, self.twin(guard).anomalies)
+
+    def test_within_the_budget_and_anew_at_the_next_calibration(self) -> None:
+        guard = Guard(FirstPixel(), restoration=None)
+        alike = at_distance(0.2, 120)
+        first = guard.calibrate([alike], budget=OTHER_PASSES + 2 * 5)
+        assert first.smoothing.n == 5
+        near = guard.calibrate([at_distance(0.015, 120)])
+        assert near.smoothing.sigma < first.smoothing.sigma
+        assert guard.smoothing == near.smoothing
+
+    def test_n_is_that_of_the_looks(self) -> None:
+        looks = Looks.of(10)
+        guard = Guard(small_net())
+        assert guard.calibrate(self.CLEAN.split(50), looks=looks).copies == looks.copies
+        assert guard.smoothing.sigma != Smoothing().sigma
+
+    def test_but_keeps_what_it_was_given(self) -> None:
+        net, given = small_net(), Smoothing(n=3, sigma=0.03)
+        guard = Guard(net, smoothing=given)
+        assert guard.calibrate(self.CLEAN.split(50)).smoothing == given
+        assert guard.noise_why is None
+        assert "n=3, sigma=0.03, combined" in repr(guard)
+        again = Guard(net, calibration=guard.calibration)
+        assert again.calibrate(self.CLEAN[:90].split(50)).smoothing == given
+        chosen = choose_smoothing(net, images(20))
+        told = Guard(net, smoothing=chosen)
+        assert told.calibrate(self.CLEAN.split(50)).noise_why == chosen.why
+
+    def test_and_the_papers_detector_keeps_the_papers(self) -> None:
+        guard = Guard(small_net())
+        assert guard.calibrate([self.CLEAN[:30]], detector="paper").smoothing == Smoothing()
+        assert guard.noise_why is None
+
+    def test_a_failure_leaves_the_guard_as_it_was(self) -> None:
+        guard = Guard(small_net())
+        calibration = guard.calibrate(self.CLEAN.split(50))
+        before = guard.smoothing
+        with pytest.raises(CalibrationSizeError):
+            guard.calibrate([images(30, seed=9)], budget=OTHER_PASSES + 4)
+        assert guard.smoothing == before != Smoothing(n=2, sigma=before.sigma)
+        assert guard.calibration is calibration
+        with pytest.raises(CalibrationSizeError, match="no images"):
+            guard.calibrate([])
+        with pytest.raises(InputShapeError, match="Resize them first"):
+            guard.calibrate([images(4), torch.rand(4, 3, 9, 9)])
+
+    def test_a_budget_for_nothing_is_refused(self) -> None:
+        with pytest.raises(ConfigurationError, match="has its smoothing; leave one out"):
+            Guard(small_net(), smoothing=Smoothing(n=2)).calibrate([self.CLEAN], budget=40)
+        with pytest.raises(ConfigurationError, match="takes the paper's 50 copies"):
+            Guard(small_net()).calibrate([self.CLEAN], detector="paper", budget=40)
 
 
 def test_other_passes_are_the_image_and_its_views() -> None:

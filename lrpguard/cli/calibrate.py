@@ -19,7 +19,7 @@ from lrpguard.guard import Guard
 from lrpguard.loading import ImageItem, ImageSource, load_data
 from lrpguard.smoothing import Smoothing
 from lrpguard.stopping import Looks
-from lrpguard.tuning import TRIAL_IMAGES
+from lrpguard.tuning import TRIAL_IMAGES, Choice
 
 PARTIAL_SUFFIX = ".partial.jsonl"
 """What the file of an unfinished calibration is called, after the file to come."""
@@ -86,10 +86,10 @@ def run(
     check_folder(options.out)
     loaded = open_model(model)
     source = load_data(options.data, preprocessing=loaded.preprocessing)
-    settings, why = _noise(loaded.model, source, noise, options, console)
-    if why:
-        console.note(f"noise: {why}.")
+    settings = _noise(loaded.model, source, noise, options, console)
     guard = Guard(loaded.model, smoothing=settings, key=noise.key)
+    if guard.noise_why:
+        console.note(f"noise: {guard.noise_why}.")
     broken = Broken(console)
     before = _scored(options.partial)
     if before:
@@ -101,7 +101,7 @@ def run(
             detector=options.detector,
             checkpoint=options.partial,
             progress=not (console.quiet or console.json),
-            looks=Looks.of(settings.n) if options.looks else None,
+            looks=Looks.of(guard.smoothing.n) if options.looks else None,
         )
     except KeyboardInterrupt:
         console.note(f"interrupted. {_kept(options.partial)}")
@@ -115,7 +115,7 @@ def run(
     kept = label_kept(options.partial)
     calibration.save(options.out)
     options.partial.unlink(missing_ok=True)
-    _report(calibration, options, broken.items, kept, why, model.spec, console)
+    _report(calibration, options, broken.items, kept, model.spec, console)
     return FAILED if broken.items else OK
 
 
@@ -125,8 +125,8 @@ def _noise(
     noise: NoiseOptions,
     options: CalibrateOptions,
     console: Console,
-) -> tuple[Smoothing, str | None]:
-    """Return the noise asked for, or chosen on clean images, and why it was chosen.
+) -> Smoothing | Choice:
+    """Return the noise asked for, or chosen on clean images.
 
     The paper's detector takes the paper's noise. What is not given is chosen on images that will
     fit the detector, not on those that calibrate it.
@@ -138,11 +138,11 @@ def _noise(
     if noise.n is not None and options.budget is not None:
         raise ConfigurationError("--n and --budget are both given; --budget is for choosing n.")
     if options.detector == DetectorName.PAPER or None not in (noise.n, noise.sigma):
-        return smoothing(noise), None
+        return smoothing(noise)
     readable = (item.image for item in map(source.__getitem__, range(len(source))))
     trial = fit_images((image for image in readable if image is not None), TRIAL_IMAGES)
     if not trial:
-        return smoothing(noise), None  # too few images; the calibration says so
+        return smoothing(noise)  # too few images; the calibration says so
     console.step(f"choosing the noise on {len(trial)} clean images")
     return chosen_smoothing(model, torch.stack(trial), noise, budget=options.budget)
 
@@ -186,7 +186,6 @@ def _report(
     options: CalibrateOptions,
     broken: list[dict[str, str]],
     kept: float | None,
-    why: str | None,
     spec: str,
     console: Console,
 ) -> None:
@@ -207,7 +206,7 @@ def _report(
             "looks": list(calibration.copies),
             "sigma": noise.sigma,
             "label_kept": kept,
-            "why": why,
+            "why": calibration.noise_why,
             "precision": calibration.precision,
             "fingerprint": calibration.fingerprint,
             "broken": broken,

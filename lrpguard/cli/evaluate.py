@@ -87,10 +87,11 @@ def run(
         seed=options.seed,
     )
     trial = content_halves(splits.pool)[0].pixels()[:TRIAL_IMAGES]
-    settings, why = chosen_smoothing(loaded.model, trial, noise)
-    if why:
-        console.note(f"noise: {why}.")
-    guard = Guard(loaded.model, smoothing=settings, key=noise.key)
+    guard = Guard(
+        loaded.model, smoothing=chosen_smoothing(loaded.model, trial, noise), key=noise.key
+    )
+    if guard.noise_why:
+        console.note(f"noise: {guard.noise_why}.")
     try:
         card = evaluate(
             loaded.model,
@@ -108,7 +109,7 @@ def run(
                 "model": options.name or model.spec,
                 "data": Path(options.data).name,
                 "command": options.command,
-                "noise": why or "as asked for",
+                "noise": guard.noise_why or "as asked for",
             },
         )
     except KeyboardInterrupt:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from lrpguard.cli.options import ModelOptions, NoiseOptions, image_size, numbers
 from lrpguard.loading import ImageItem, ImageSource, LoadedModel, batches, find_device, load_model
 from lrpguard.smoothing import PAPER_N, PAPER_SIGMA, Smoothing
-from lrpguard.tuning import DEFAULT_BUDGET, choose_smoothing
+from lrpguard.tuning import DEFAULT_BUDGET, Choice, choose_smoothing
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ def smoothing(options: NoiseOptions) -> Smoothing:
 
 def chosen_smoothing(
     model: nn.Module, trial: Tensor, options: NoiseOptions, *, budget: int | None = None
-) -> tuple[Smoothing, str | None]:
-    """Return noise of which what the options leave open is chosen on clean images, and why.
+) -> Smoothing | Choice:
+    """Return noise of which what the options leave open is chosen on clean images.
 
     Args:
         model: The model to be guarded.
@@ -77,26 +77,23 @@ def chosen_smoothing(
         budget: Most passes of a request; None takes the default.
 
     Returns:
-        The noise, and why in words; None for the words where the options have their say.
+        The choice, with why; the noise alone where the options leave nothing open.
 
     Raises:
         ConfigurationError: The budget is too small.
         LrpGuardError: The model cannot be guarded.
     """
     if options.n is not None and options.sigma is not None:
-        return smoothing(options), None
-    choice = choose_smoothing(
+        return smoothing(options)
+    return choose_smoothing(
         model,
         trial,
+        n=options.n,
+        sigma=options.sigma,
         budget=budget or DEFAULT_BUDGET,
         seed=options.seed,
         key=options.key,
     )
-    chosen = choice.smoothing
-    n, sigma = options.n or chosen.n, options.sigma or chosen.sigma
-    if (n, sigma) != (chosen.n, chosen.sigma):
-        return replace(chosen, n=n, sigma=sigma), None
-    return chosen, choice.why
 
 
 def class_text(loaded: LoadedModel, label: int) -> str:
