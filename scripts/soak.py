@@ -40,7 +40,7 @@ from lrpguard.demo.digits import load_digit_splits, load_digits_model
 from lrpguard.serving.chain import records, verify
 
 QUEUE = 4
-WARM_SECONDS = 3.0
+WARM_SECONDS = 10.0
 GROWTH = 0.1
 """Largest growth of the memory, from the first quarter of the load to the last, that is flat."""
 
@@ -185,7 +185,8 @@ class Client:
         async def one() -> None:
             nonlocal answered
             while time.perf_counter() < until:
-                answered += (await self.send()).status == 200
+                answer = await self.send()  # apart: += would read the sum before it waits
+                answered += answer.status == 200
 
         await asyncio.gather(*(one() for _ in range(clients)))
         return answered / seconds
