@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
+from lrpguard.lrp.convolution import Convolution, halves
 from lrpguard.lrp.lean import pack_bits, unpack_bits
 from lrpguard.lrp.ledger import Ledger
 from lrpguard.lrp.weights import WeightCache
@@ -38,8 +39,7 @@ class Affine:
         output_dim: Dimension of the weight that runs over output channels, None where
             they are interleaved (grouped transposed convolutions).
         adjoint: Its input gradient, which needs no input; None where autograd is to find it.
-        stacks: Whether ``function`` takes inputs side by side in dimension 1, with their weights
-            side by side in dimension 1.
+        geometry: Of a convolution, None of anything else.
         scale: Scale of each output channel by batch normalisations that follow [C].
         shift: Shift of each output channel [C].
         eps: Of those batch normalisations.
@@ -56,10 +56,15 @@ class Affine:
     cache: WeightCache
     output_dim: int | None = 0
     adjoint: Adjoint | None = None
-    stacks: bool = False
+    geometry: Convolution | None = None
     scale: Tensor | None = None
     shift: Tensor | None = None
     eps: tuple[float, ...] = ()
+
+    @property
+    def stacks(self) -> bool:
+        """Whether channels, with their weights, may lie side by side at its input and output."""
+        return self.geometry is not None and self.geometry.groups == 1
 
     def merged(
         self, scale: Tensor, shift: Tensor, eps: float, sources: tuple[Tensor | None, ...]
@@ -112,12 +117,15 @@ class Affine:
         with torch.no_grad():
             x = self.x.detach()
             if weights.negative is None:
-                return self.function(x, weights.positive, bias)
-            up, down = x.clamp_min(0), x.clamp_max(0)
+                return self._sum(x, weights.positive, bias)
             if self.stacks:
-                return self.function(torch.cat((up, down), 1), weights.stacked(), bias)
-            total = self.function(up, weights.positive, bias)
-            return total + self.function(down, weights.negative, None)
+                return self._sum(halves(x), weights.stacked(), bias)
+            total = self._sum(x.clamp_min(0), weights.positive, bias)
+            return total.add_(self._sum(x.clamp_max(0), weights.negative, None))
+
+    def _sum(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        found = None if self.geometry is None else self.geometry.product(x, weight, bias)
+        return self.function(x, weight, bias) if found is None else found
 
     def passing(self, value: Tensor, flows: Sequence[Flow], ledger: Ledger | None = None) -> Tensor:
         """Return ``value`` with a graph that sends what comes in on to ``x``.
@@ -189,14 +197,16 @@ class Flow:
     Attributes:
         weights: The weights.
         factor: Factor of ``c`` at each output, None for 1.
-        sign: With 1 only factors above zero count, with -1 the size of those below.
+        sign: With 1 only factors above zero count, with -1 the size of those below. With 2 there
+            are weights for each output twice, of which the first take the factors above zero and
+            the second those below, with their sign.
         total: What the weights sum up to, bias included; for the books.
         bias: The bias in it; for the books.
     """
 
     weights: Weights
     factor: Tensor | None = None
-    sign: int = 0
+    sign: Literal[0, 1, -1, 2] = 0
     total: Tensor | None = None
     bias: Tensor | None = None
 
@@ -204,6 +214,10 @@ class Flow:
         """Return what flows this way of ``c``, for the factor that autograd has kept."""
         if factor is None:
             return c
+        if self.sign == 2:
+            both = halves(factor)
+            both.unflatten(1, (2, -1)).mul_(c.unsqueeze(1))
+            return both
         if self.sign == 0:
             return c * factor
         part = factor.clamp_min(0) if self.sign > 0 else factor.clamp_max(0).neg_()

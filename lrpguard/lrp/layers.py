@@ -14,6 +14,7 @@ from torch import Tensor
 from lrpguard.lrp import lean
 from lrpguard.lrp.affine import Adjoint, Affine, Flow, Kind, Weights
 from lrpguard.lrp.calls import Call, constant, plain_name, require_constant
+from lrpguard.lrp.convolution import Convolution
 from lrpguard.lrp.ledger import Ledger
 from lrpguard.lrp.rules import GradientRule, RefusalError, Rule, WeightRule
 from lrpguard.lrp.trace import Trace, carries, is_gate, is_raw, put_gate, put_trace, trace_of
@@ -31,11 +32,10 @@ def weighted(call: Call) -> Tensor:
     rest = {k: v for k, v in call.kwargs.items() if k not in ("input", "weight", "bias")}
     function, more = call.function, call.args[3:]
     name = plain_name(function)
-    adjoint: Adjoint | None = None
-    if name == "linear":
-        adjoint = _dense_adjoint
-    elif not name.startswith("conv_transpose"):
-        adjoint = lean.Convolution.of(x, weight, *more, **rest)
+    geometry, adjoint = None, _dense_adjoint if name == "linear" else None
+    if name != "linear" and not name.startswith("conv_transpose"):
+        geometry = Convolution.of(x, weight, *more, **rest)
+        adjoint = None if geometry is None else geometry.gradient
     return affine(
         call,
         lambda x, weight, bias: function(x, weight, bias, *more, **rest),
@@ -45,6 +45,7 @@ def weighted(call: Call) -> Tensor:
         kind="dense" if name == "linear" else "convolution",
         output_dim=_output_dim(call) if name.startswith("conv_transpose") else 0,
         adjoint=adjoint,
+        geometry=geometry,
     )
 
 
@@ -110,6 +111,7 @@ def affine(
     kind: Kind = "dense",
     output_dim: int | None = None,
     adjoint: Adjoint | None = None,
+    geometry: Convolution | None = None,
 ) -> Tensor:
     """Run an affine operator; its rule is applied when its output is asked for."""
     name, first = call.names.get(id(weight), ""), is_raw(x)
@@ -128,7 +130,7 @@ def affine(
         call.cache,
         output_dim,
         adjoint,
-        stacks=isinstance(adjoint, lean.Convolution) and adjoint.groups == 1,
+        geometry,
     )
     if isinstance(rule, WeightRule):
         rule.check(layer)

@@ -1,8 +1,7 @@
 """Backward passes that keep bits, not activations.
 
-Torch keeps the input of a convolution for a weight gradient that nobody asks for
-(pytorch#133566), the output of a ReLU for its sign, and eight bytes an output of a max-pool.
-Here a ReLU keeps one bit a value, a max-pool one byte an output, a convolution nothing.
+Torch keeps the output of a ReLU for its sign, and eight bytes an output of a max-pool. Here a
+ReLU keeps one bit a value, a max-pool one byte an output.
 """
 
 from __future__ import annotations
@@ -13,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from lrpguard.lrp.convolution import each_dimension
 
 _GATHER = 0x0102040810204080
 """Multiplied with eight bytes of 0 or 1, it leaves them as the bits of the highest byte."""
@@ -38,85 +39,6 @@ def unpack_bits(bits: Tensor, shape: Sequence[int]) -> Tensor:
     spread = (bits.to(torch.int64) * _SPREAD) & _ONE_EACH
     count = torch.Size(shape).numel()
     return spread.view(torch.uint8)[:count].view(shape) != 0
-
-
-@dataclass(frozen=True)
-class Convolution:
-    """The geometry of a convolution, and its input gradient by the library's own kernel.
-
-    Attributes:
-        stride: Stride of each spatial dimension.
-        padding: Zeros on either side of each spatial dimension.
-        dilation: Dilation of each spatial dimension.
-        groups: Groups of channels.
-    """
-
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-
-    @staticmethod
-    def of(
-        x: Tensor,
-        weight: Tensor,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-    ) -> Convolution | None:
-        """Return the geometry of a call of ``conv1d``, ``conv2d`` or ``conv3d``.
-
-        None for an image without batch dimension, and where "same" padding is uneven.
-        """
-        dims = weight.ndim - 2
-        if x.ndim != weight.ndim:
-            return None
-        dilation = _tuple(dilation, dims)
-        if padding == "same":
-            reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-            if any(r % 2 for r in reach):
-                return None
-            padding = tuple(r // 2 for r in reach)
-        elif padding == "valid":
-            padding = 0
-        return Convolution(_tuple(stride, dims), _tuple(padding, dims), dilation, groups)
-
-    def __call__(self, c: Tensor, weight: Tensor, shape: Sequence[int]) -> Tensor:
-        """Return the gradient at an input of this shape for ``c`` at the output.
-
-        The kernel looks at no more of its input than the shape and the memory format.
-        """
-        if _is_channels_last(c):
-            layout = torch.channels_last if c.ndim == 4 else torch.channels_last_3d
-            like = torch.empty(shape, dtype=c.dtype, device=c.device, memory_format=layout)
-        else:
-            like = c.new_empty(1).expand(shape)
-        gradient: Tensor = torch.ops.aten.convolution_backward(
-            c,
-            like,
-            weight,
-            None,
-            self.stride,
-            self.padding,
-            self.dilation,
-            False,
-            (0,) * len(self.stride),
-            self.groups,
-            (True, False, False),
-        )[0]
-        return gradient
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    layout = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
-    return layout is not None and x.is_contiguous(memory_format=layout) and not x.is_contiguous()
-
-
-def _tuple(value: Any, length: int) -> tuple[int, ...]:
-    if isinstance(value, (tuple, list)):
-        return tuple(value) * (length if len(value) == 1 else 1)
-    return (int(value),) * length
 
 
 def relu(x: Tensor, *, in_place: bool) -> Tensor:
@@ -154,14 +76,14 @@ def max_pool2d(
 
     None for an image without batch dimension, and for a window of more than 256 values.
     """
-    window = _tuple(kernel_size, 2)
+    window = each_dimension(kernel_size, 2)
     if x.ndim != 4 or window[0] * window[1] > 256:
         return None
     pool = _Pool(
         window,
-        _tuple(stride, 2) if stride not in (None, (), []) else window,
-        _tuple(padding, 2),
-        _tuple(dilation, 2),
+        each_dimension(stride, 2) if stride not in (None, (), []) else window,
+        each_dimension(padding, 2),
+        each_dimension(dilation, 2),
         ceil_mode,
     )
     result: Tensor = _MaxPool.apply(x, pool)

@@ -275,12 +275,22 @@ class Gamma(WeightRule):
         below = None if above is None else (2 + self.gamma) * value - above
         total.sub_(value.clamp_max(0), alpha=2 + self.gamma)
         factor = torch.div(value, total, out=total)
+        if layer.stacks:  # both ways at once
+            weights, bias = self._halved(layer, raised, lowered)
+            sums = None if above is None or below is None else torch.cat((above, -below), 1)
+            return layer.passing(value, [Flow(weights, factor, 2, sums, bias)], ledger)
         other = _weights(layer, lowered, raised)
         flows = [
             Flow(weights, factor, 1, above, bias),
             Flow(other, factor, -1, below, _bias(layer, lowered)),
         ]
         return layer.passing(value, flows, ledger)
+
+    def _halved(self, layer: Affine, raised: Part, lowered: Part) -> tuple[Weights, Tensor | None]:
+        """Return weights and bias for the factors above zero and then for those below."""
+        high = (("raised, lowered", self.gamma), partial(_and_minus, raised[1], lowered[1]))
+        low = (("lowered, raised", self.gamma), partial(_and_minus, lowered[1], raised[1]))
+        return _weights(layer, high, low), _bias(layer, high)
 
 
 def _check_finite(name: str, value: float) -> None:
@@ -290,6 +300,12 @@ def _check_finite(name: str, value: float) -> None:
 
 def _enhanced(values: Tensor, *, gamma: float, **bound: float) -> Tensor:
     return values + gamma * values.clamp(**bound)
+
+
+def _and_minus(
+    first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor], values: Tensor
+) -> Tensor:
+    return torch.cat((first(values), -second(values)))
 
 
 def _weights(layer: Affine, part: Part, other: Part) -> Weights:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lrpguard.lrp import COMPOSITES, EPSILON, Composite, conservation, relevance
 from lrpguard.lrp.engine import held_for_backward, relevance_under, saved_bytes
-from lrpguard.lrp.lean import Convolution, max_pool2d, pack_bits, relu, unpack_bits
+from lrpguard.lrp.lean import max_pool2d, pack_bits, relu, unpack_bits
 from lrpguard.lrp.mode import LrpMode
 from tests.nets import (
     TinyResNet,
@@ -46,53 +46,6 @@ class TestBits:
 
     def test_each_bit_alone(self) -> None:
         assert torch.equal(unpack_bits(pack_bits(torch.eye(8) > 0), (8, 8)), torch.eye(8) > 0)
-
-
-CONVOLUTIONS: list[tuple[Any, tuple[int, ...], dict[str, Any]]] = [
-    (F.conv2d, (6, 4, 3, 3), {}),
-    (F.conv2d, (6, 4, 3, 3), {"stride": 2, "padding": (1, 0)}),
-    (F.conv2d, (8, 2, 3, 3), {"groups": 2, "dilation": 2}),
-    (F.conv2d, (4, 1, 5, 3), {"groups": 4, "padding": "same"}),
-    (F.conv2d, (6, 4, 3, 3), {"padding": "valid"}),
-    (F.conv1d, (6, 4, 3), {"stride": (2,), "padding": 1}),
-    (F.conv3d, (6, 4, 2, 1, 3), {"stride": (1, 2, 1)}),
-]
-
-
-class TestConvolution:
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    @pytest.mark.parametrize(("function", "shape", "options"), CONVOLUTIONS)
-    def test_is_the_library_s_gradient(
-        self,
-        function: Callable[..., Tensor],
-        shape: tuple[int, ...],
-        options: dict[str, Any],
-        dtype: torch.dtype,
-    ) -> None:
-        torch.manual_seed(2)
-        x = torch.randn(2, 4, *(9,) * (len(shape) - 2), dtype=dtype)
-        weight = torch.randn(shape, dtype=dtype)
-        run = partial(function, weight=weight, **options)
-        c = torch.randn_like(run(x))
-        geometry = Convolution.of(x, weight, **options)
-        assert geometry is not None
-        assert torch.equal(geometry(c, weight, x.shape), gradient(run, x, c))
-
-    def test_channels_last(self) -> None:
-        torch.manual_seed(3)
-        x = torch.randn(2, 8, 9, 9).contiguous(memory_format=torch.channels_last)
-        weight = torch.randn(16, 8, 3, 3).contiguous(memory_format=torch.channels_last)
-        c = torch.randn_like(F.conv2d(x, weight))
-        geometry = Convolution.of(x, weight)
-        assert geometry is not None
-        ours = geometry(c, weight, x.shape)
-        assert ours.is_contiguous(memory_format=torch.channels_last)
-        assert rel_l2(ours, gradient(lambda x: F.conv2d(x, weight), x, c)) <= 1e-6
-
-    def test_leaves_to_autograd_what_it_cannot_describe(self) -> None:
-        weight = torch.randn(4, 4, 2, 2)
-        assert Convolution.of(torch.randn(1, 4, 9, 9), weight, padding="same") is None
-        assert Convolution.of(torch.randn(4, 9, 9), weight) is None
 
 
 class TestRelu:
