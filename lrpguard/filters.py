@@ -64,6 +64,21 @@ def gaussian(image: Tensor, sigma: float = GAUSSIAN_SIGMA) -> Tensor:
     return _weighted(_weighted(image, kernel, 1), kernel, 2)
 
 
+def filled(image: Tensor, known: Tensor, sigma: float) -> Tensor:
+    """Return the image with its unknown pixels painted by the Gaussian mean of the known ones.
+
+    A pixel with none within three sigma stays.
+
+    Args:
+        image: Pixels [C, H, W].
+        known: 1 where a pixel is known, 0 where it is painted over [1, H, W].
+        sigma: Of the Gaussian, in pixels.
+    """
+    mass = gaussian(known, sigma)
+    cover = gaussian(image * known, sigma) / mass.clamp_min(1e-6)
+    return torch.where((known > 0) | (mass == 0), image, cover)
+
+
 def half_size(image: Tensor) -> Tensor:
     """Halve the image and enlarge it again; returned as it is below 4 x 4."""
     height, width = image.shape[1:]

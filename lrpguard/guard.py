@@ -164,13 +164,8 @@ class Guard(nn.Module):
             LrpGuardError: The guard failed, under ``fail_closed``.
         """
         calibration = self._calibrated()
-        check_eval(self.model)
         at = None if copies is None else calibration.at(copies)
-        images = check_images(images)
-        calibration.check_shape(images)
-        calibration.check_precision(model_precision(self.model))  # guard.half() after the fact
-        images = to_model(images, self.model)
-        logits = clean_logits(self.model, images)
+        images, logits = self._ready(images, calibration)
         try:
             judged = self._judge(images, logits, calibration, at)
             return Verdict.concatenate(
@@ -186,6 +181,20 @@ class Guard(nn.Module):
         # One request must not take the guard from the others of its batch.
         alone = [self(image[None], maps=maps, copies=copies) for image in images]
         return Verdict.concatenate(alone)
+
+    def with_evidence(self, images: Tensor) -> tuple[Verdict, Evidence]:
+        """Judge a batch as a call does, by all copies; return what the verdict rests on, too.
+
+        Args:
+            images: Floating-point pixels in [0, 1], [B, C, H, W].
+
+        Raises:
+            LrpGuardError: As a call under ``fail_closed``.
+        """
+        calibration = self._calibrated()
+        images, logits = self._ready(images, calibration)
+        ((_, found),) = self._judge(images, logits, calibration, calibration)
+        return self._answer(images, found, maps=False), found.evidence
 
     def evidence(self, images: Tensor, *, views: bool = False) -> Evidence:
         """Return what the noisy copies of each image show; needs no calibration.
@@ -325,6 +334,15 @@ class Guard(nn.Module):
             )
         return self.calibration
 
+    def _ready(self, images: Tensor, calibration: Calibration) -> tuple[Tensor, Tensor]:
+        """Return checked images on the model's device, and the model's own logits."""
+        check_eval(self.model)
+        images = check_images(images)
+        calibration.check_shape(images)
+        calibration.check_precision(model_precision(self.model))  # guard.half() after the fact
+        images = to_model(images, self.model)
+        return images, clean_logits(self.model, images)
+
     def _looks(self) -> tuple[int, ...]:
         """Return the numbers of copies that no chunk goes across, the last of them all copies."""
         return (self.smoothing.n,) if self.calibration is None else self.calibration.copies
@@ -378,12 +396,5 @@ class Guard(nn.Module):
 
     def _answer(self, images: Tensor, found: Judged, maps: bool) -> Verdict:
         """Return the verdict, with flagged requests restored."""
-        return answer(
-            self.model,
-            images,
-            found,
-            maps=maps,
-            how=self.restoration,
-            key=self._key,
-            chunk=self._chunk,
-        )
+        how, key, chunk = self.restoration, self._key, self._chunk
+        return answer(self.model, images, found, maps=maps, how=how, key=key, chunk=chunk)

@@ -13,7 +13,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from lrpguard.filters import bilateral, gaussian, half_size, jpeg, median, total_variation
+from lrpguard.filters import bilateral, filled, gaussian, half_size, jpeg, median, total_variation
 from lrpguard.pixels import roughest_place
 
 STRONG_SPREAD = 0.15
@@ -61,10 +61,7 @@ def covered(image: Tensor) -> Tensor:
     top, left, side = roughest_place(image)
     known = torch.ones_like(image[:1])
     known[:, top : top + side, left : left + side] = 0
-    sigma = max(side / 3, 1.0)
-    mass = gaussian(known, sigma)
-    cover = gaussian(image * known, sigma) / mass.clamp_min(1e-6)
-    return torch.where((known > 0) | (mass == 0), image, cover)
+    return filled(image, known, max(side / 3, 1.0))
 
 
 VIEWS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(

@@ -368,6 +368,26 @@ def test_the_callers_autocast_changes_nothing(name: str) -> None:
     assert torch.equal(inside, outside)
 
 
+class TestFilled:
+    def test_paints_from_the_known_alone_and_leaves_them(self) -> None:
+        image = picture(3, 16, 12)
+        known = torch.ones(1, 16, 12)
+        known[:, 5:8, 4:7] = 0
+        other = torch.where(known > 0, image, 1 - image)
+
+        painted = filters.filled(image, known, 2.0)
+
+        assert torch.equal(painted, filters.filled(other, known, 2.0))
+        assert torch.equal(painted[:, known[0] > 0], image[:, known[0] > 0])
+
+    def test_paints_what_is_even_evenly_and_keeps_what_has_nothing_near(self) -> None:
+        even, known = torch.full((1, 9, 9), 0.3), torch.ones(1, 9, 9)
+        known[0, 4, 4] = 0
+        torch.testing.assert_close(filters.filled(even, known, 1.0), even)
+        image = picture(1, 9, 9)
+        assert torch.equal(filters.filled(image, torch.zeros(1, 9, 9), 1.0), image)
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", ALL)

@@ -17,6 +17,7 @@ from lrpguard.errors import (
     CalibrationFileError,
     CalibrationMismatchError,
     ConfigurationError,
+    InputRangeError,
     LrpGuardWarning,
 )
 from lrpguard.fingerprint import model_fingerprint
@@ -54,6 +55,17 @@ def same(one: Verdict, other: Verdict) -> bool:
         torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b
         for a, b in pairs
     )
+
+
+def test_the_evidence_beside_a_verdict_is_what_it_rests_on(guard: Guard, verdict: Verdict) -> None:
+    again, evidence = guard.with_evidence(FRESH)
+
+    assert torch.equal(again.restored_label, verdict.restored_label)
+    assert torch.equal(again.p_value, verdict.p_value)
+    assert verdict.relevance_variance is not None
+    assert torch.equal(evidence.relevance_variance, verdict.relevance_variance)
+    with pytest.raises(InputRangeError):
+        guard.with_evidence(FRESH * 3)
 
 
 class TestVerdict:

@@ -9,7 +9,7 @@ Example:
     torch.Size([2])
 """
 
-from lrpguard.baselines.base import Baseline
-from lrpguard.baselines.registry import BASELINES, baseline
+from lrpguard.baselines.base import Baseline, RestoringBaseline
+from lrpguard.baselines.registry import BASELINES, attack_free, baseline
 
-__all__ = ["BASELINES", "Baseline", "baseline"]
+__all__ = ["BASELINES", "Baseline", "RestoringBaseline", "attack_free", "baseline"]

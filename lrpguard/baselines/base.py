@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Generic, Protocol, Self, TypeVar
+from typing import ClassVar, Generic, Protocol, Self, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,19 @@ class Baseline(Protocol):
             InputError: The images are not what lrpguard takes.
             ModelOutputError: The model's logits are not finite.
             NonFiniteScoreError: A score is NaN or infinite.
+        """
+        ...
+
+
+@runtime_checkable
+class RestoringBaseline(Baseline, Protocol):
+    """A baseline that says, too, of which class a request is if it is adversarial."""
+
+    def anomaly_and_label(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return :meth:`Baseline.anomaly` and the other class of each image, int64 on the CPU.
+
+        Args:
+            images: Pixels in [0, 1], [B, C, H, W].
         """
         ...
 

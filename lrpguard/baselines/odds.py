@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lrpguard.baselines.base import BATCH, ModelBaseline, finite_logits
+from lrpguard.baselines.base import BATCH, ModelBaseline, check_scores, finite_logits
 from lrpguard.baselines.copies import KINDS, Noise, check_copies, noisy_copies
 from lrpguard.errors import ConfigurationError
 from lrpguard.inputs import check_images
@@ -93,10 +93,15 @@ class Odds(ModelBaseline[ShiftStatistics]):
             NotCalibratedError: The baseline has not been fitted.
             InputError: The images are not what lrpguard takes.
         """
+        return self.anomaly_and_label(images)[1]
+
+    def anomaly_and_label(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return :meth:`anomaly` and :meth:`restore` of the same passes, [B] and [B]."""
         fitted = self._need_fit()
         images = to_model(check_images(images), fitted.model)
         parts = [self._z_scores(fitted.model, fitted.state, part) for part in images.split(BATCH)]
-        return torch.cat(parts).argmax(1).cpu()
+        scores = torch.cat(parts)
+        return check_scores(scores.amax(1), self.name), scores.argmax(1).cpu()
 
     def _learn(self, model: nn.Module, images: Tensor, labels: Tensor) -> ShiftStatistics:
         parts = [self._shifts(model, part) for part in images.split(BATCH)]

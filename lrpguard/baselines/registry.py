@@ -45,6 +45,15 @@ BASELINES: Mapping[str, Callable[..., Baseline]] = MappingProxyType(
 """From a name to what makes the unfitted baseline of its options."""
 
 
+def attack_free() -> tuple[str, ...]:
+    """Return the names of the baselines that clean images alone fit, in the registry's order.
+
+    Raises:
+        MissingDependencyError: One of them needs a package that is not installed.
+    """
+    return tuple(name for name in BASELINES if baseline(name).attack_free)
+
+
 def baseline(name: str, **options: Any) -> Baseline:
     """Return the named baseline, not yet fitted.
 

@@ -8,12 +8,14 @@ from pathlib import Path
 import torch
 
 from lrpguard.attacks import choose
-from lrpguard.baselines import baseline
+from lrpguard.baselines import attack_free, baseline
 from lrpguard.cli.console import INTERRUPTED, OK, Console
 from lrpguard.cli.opening import chosen_smoothing, open_model
 from lrpguard.cli.options import ModelOptions, NoiseOptions
 from lrpguard.errors import ConfigurationError, ModelOutputError
 from lrpguard.evaluation.adversarial import default_cache
+from lrpguard.evaluation.candidates import ALL
+from lrpguard.evaluation.candidates import choose as choose_restorations
 from lrpguard.evaluation.evaluate import Settings, evaluate
 from lrpguard.evaluation.judging import content_halves
 from lrpguard.evaluation.labelled import labelled
@@ -40,7 +42,9 @@ class EvaluateOptions:
         test: Images that are judged; None takes the default.
         attacks: Names with commas between them; None takes all, or the quick ones.
         quick: A first look, in minutes.
-        baselines: Names with commas between them.
+        baselines: Names with commas between them, or ``all`` that clean images alone fit.
+        restorations: Names with commas between them, ``all``, ``none``; None takes those that
+            need no further pass.
         out: Folder of the card and the rows.
         cache: Folder of attacked images; None takes the default.
         seed: Seed of splits, attacks and bootstrap.
@@ -55,6 +59,7 @@ class EvaluateOptions:
     attacks: str | None
     quick: bool
     baselines: str | None
+    restorations: str | None
     out: Path
     cache: Path | None
     seed: int
@@ -74,9 +79,10 @@ def run(
         LrpGuardError: The model, the images or the settings do not allow it.
     """
     attacks = choose(_names(options.attacks), quick=options.quick)
-    baselines = _names(options.baselines)
+    baselines = attack_free() if options.baselines == ALL else _names(options.baselines)
     for name in baselines:
         baseline(name)  # refuse an unknown one before the work
+    restorations = choose_restorations(options.restorations)
     loaded = open_model(model)
     source = load_data(options.data, preprocessing=loaded.preprocessing)
     data = labelled(source, classes=classes_of(loaded, source[0].image), labels_file=options.labels)
@@ -100,6 +106,7 @@ def run(
             settings=Settings(
                 attacks=attacks,
                 baselines=baselines,
+                restorations=restorations,
                 seed=options.seed,
                 out=options.out,
                 cache=options.cache or default_cache(),

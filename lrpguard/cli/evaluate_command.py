@@ -98,7 +98,20 @@ def evaluate(
     ] = False,
     baselines: Annotated[
         str | None,
-        typer.Option("--baselines", metavar="A,B", help="Detectors to stand beside the guard."),
+        typer.Option(
+            "--baselines",
+            metavar="A,B",
+            help="Detectors to stand beside the guard; 'all' takes those fitted without attacks.",
+        ),
+    ] = None,
+    restorations: Annotated[
+        str | None,
+        typer.Option(
+            "--restorations",
+            metavar="A,B",
+            help="Restorations to stand beside the guard's: names, 'all' or 'none'.  "
+            "[default: those that cost no further pass]",
+        ),
     ] = None,
     cache: CacheOption = None,
     name: NameOption = None,
@@ -137,6 +150,7 @@ def evaluate(
             attacks=attacks,
             quick=quick,
             baselines=baselines,
+            restorations=restorations,
             out=out,
             cache=cache,
             seed=seed,

@@ -21,6 +21,7 @@ from lrpguard.baselines import baseline
 from lrpguard.conformal import check_size
 from lrpguard.errors import EvaluationError
 from lrpguard.evaluation.adversarial import attacked_set
+from lrpguard.evaluation.candidates import Candidate
 from lrpguard.evaluation.judging import (
     ALPHAS,
     BATCH,
@@ -53,6 +54,7 @@ class Settings:
     Attributes:
         attacks: Attacks and controls.
         baselines: Names of the baselines that stand beside the guard.
+        restorations: Restorations whose labels are noted beside the guard's own.
         seed: Seed of attacks and bootstrap.
         out: Folder of rows and scores; None keeps them in memory.
         cache: Folder of stored attacked images; None stores none.
@@ -61,6 +63,7 @@ class Settings:
 
     attacks: tuple[Attack, ...]
     baselines: tuple[str, ...] = ()
+    restorations: tuple[Candidate, ...] = ()
     seed: int = 0
     out: Path | None = None
     cache: Path | None = None
@@ -140,7 +143,8 @@ def _calibrate(model: nn.Module, pool: ImageSet, guard: Guard, settings: Setting
         progress=settings.progress,
     )
     names = tqdm(settings.baselines, "baselines", disable=not settings.progress, unit="fit")
-    return Detectors(guard, tuple(fit_baseline(baseline(name), model, pool) for name in names))
+    beside = tuple(fit_baseline(baseline(name), model, pool) for name in names)
+    return Detectors(guard, beside, settings.restorations)
 
 
 def _correct(model: nn.Module, test: ImageSet) -> ImageSet:
@@ -198,6 +202,10 @@ def _card(
         "baselines": {
             b.name: {"attack_free": b.baseline.attack_free, "passes": b.baseline.passes}
             for b in detectors.baselines
+        },
+        "restorations": {
+            c.name: {"title": c.title, "passes": c.passes, "control": c.control}
+            for c in detectors.candidates
         },
         "splits": {"pool": _split(splits.pool), "test": _split(splits.test)},
         "suite": [

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from lrpguard.attacks import Attack
-from lrpguard.baselines import Baseline
+from lrpguard.baselines import Baseline, RestoringBaseline
 from lrpguard.calibration import Calibration
 from lrpguard.calibrator import FIT_SHARE, split_key
 from lrpguard.conformal import check_size, conformal_p_values
+from lrpguard.errors import ConfigurationError
 from lrpguard.evaluation.adversarial import AttackedSet
+from lrpguard.evaluation.candidates import Candidate, Told, restored_labels
 from lrpguard.evaluation.protocol import ImageSet
 from lrpguard.guard import Guard
 from lrpguard.rowlog import RowLog
@@ -59,10 +61,22 @@ class Detectors:
     Attributes:
         guard: Our guard, calibrated on the pool.
         baselines: What stands beside it, fitted and calibrated on the same pool.
+        candidates: Restorations whose labels are noted beside the guard's own.
+
+    Raises:
+        ConfigurationError: There are candidates, and the guard stops early: they take all copies.
     """
 
     guard: Guard
     baselines: tuple[CalibratedBaseline, ...]
+    candidates: tuple[Candidate, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.candidates and self.guard.stopping:
+            raise ConfigurationError(
+                "the guard stops early, and other restorations take all the copies. Give none, or "
+                "a guard without early stopping."
+            )
 
     @property
     def calibration(self) -> Calibration:
@@ -110,6 +124,7 @@ def judging_header(detectors: Detectors, test: ImageSet, *, seed: int) -> dict[s
         "n": calibration.smoothing.n,
         "sigma": calibration.smoothing.sigma,
         "seed": seed,
+        "restorations": [candidate.name for candidate in detectors.candidates],
         "scores": {
             name: hashlib.sha256(values.contiguous().numpy().tobytes()).hexdigest()[:20]
             for name, values in scores.items()
@@ -182,9 +197,11 @@ def _records(detectors: Detectors, levels: Tensor) -> list[dict[str, Any]]:
     """Return what every detector says of 8-bit images [B, C, H, W]."""
     begun = time.perf_counter()
     images = to_model(levels.float().div(255), detectors.guard.model)
-    verdict: Verdict = detectors.guard(images)
+    verdict, told = _verdict(detectors, images)
     took = (time.perf_counter() - begun) / len(levels)
-    beside = {b.name: _baseline_rows(b, images) for b in detectors.baselines}
+    judged = {b.name: _baseline_rows(b, images) for b in detectors.baselines}
+    labels = {} if told is None else restored_labels(told, detectors.candidates)
+    labels |= {name: found for name, (_, found) in judged.items() if told and found}
     return [
         {
             "model_label": int(verdict.label[i]),
@@ -195,16 +212,34 @@ def _records(detectors: Detectors, levels: Tensor) -> list[dict[str, Any]]:
             "status": verdict.status[i],
             "restored_label": int(verdict.restored_label[i]),
             "seconds": round(took, 4),
-            "baselines": {name: values[i] for name, values in beside.items()},
+            "baselines": {name: rows[i] for name, (rows, _) in judged.items()},
+            "restorations": {name: found[i] for name, found in labels.items()},
         }
         for i in range(len(verdict))
     ]
 
 
-def _baseline_rows(calibrated: CalibratedBaseline, images: Tensor) -> list[dict[str, float]]:
-    scores = calibrated.baseline.anomaly(images).double().cpu()
+def _verdict(detectors: Detectors, images: Tensor) -> tuple[Verdict, Told | None]:
+    """Return the guard's verdict and, where there are candidates, what they are told."""
+    if not detectors.candidates:
+        return detectors.guard(images), None
+    verdict, evidence = detectors.guard.with_evidence(images)
+    return verdict, Told(detectors.guard, images, evidence)
+
+
+def _baseline_rows(
+    calibrated: CalibratedBaseline, images: Tensor
+) -> tuple[list[dict[str, float]], list[int]]:
+    """Return p-value and score of each image, and its other class where the baseline has one."""
+    labels: list[int] = []
+    if isinstance(calibrated.baseline, RestoringBaseline):
+        scores, restored = calibrated.baseline.anomaly_and_label(images)
+        labels = [int(label) for label in restored]
+    else:
+        scores = calibrated.baseline.anomaly(images).double().cpu()
     p_values = conformal_p_values(calibrated.anomalies, scores)
-    return [
+    rows = [
         {"p_value": p, "score": score}
         for p, score in zip(p_values.tolist(), scores.tolist(), strict=True)
     ]
+    return rows, labels

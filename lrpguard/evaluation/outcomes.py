@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ class Clean:
         final: Classes after the guard, -1 where unknown [N].
         p_values: p-values of each detector [N].
         scores: Anomaly scores of each detector [N].
+        restored: Classes that other restorations give when told, -1 where none, by name [N].
     """
 
     digests: tuple[str, ...]
@@ -39,6 +40,7 @@ class Clean:
     final: Ints
     p_values: Mapping[str, Floats]
     scores: Mapping[str, Floats]
+    restored: Mapping[str, Ints] = field(default_factory=dict)
 
     @property
     def correct(self) -> Bools:
@@ -58,6 +60,7 @@ class Attacked:
         final: Classes after the guard, -1 where unknown [M].
         p_values: p-values of each detector [M].
         scores: Anomaly scores of each detector [M].
+        restored: Classes that other restorations give when told, -1 where none, by name [M].
     """
 
     name: str
@@ -67,6 +70,7 @@ class Attacked:
     final: Ints
     p_values: Mapping[str, Floats]
     scores: Mapping[str, Floats]
+    restored: Mapping[str, Ints] = field(default_factory=dict)
 
     @property
     def fooled(self) -> Bools:
@@ -118,7 +122,9 @@ def read_attacked(name: str, rows: Sequence[Row], clean: Clean, *, adversarial: 
     return found
 
 
-def _columns(rows: Sequence[Row]) -> tuple[Ints, Ints, Ints, dict[str, Floats], dict[str, Floats]]:
+def _columns(
+    rows: Sequence[Row],
+) -> tuple[Ints, Ints, Ints, dict[str, Floats], dict[str, Floats], dict[str, Ints]]:
     def integers(field: str) -> Ints:
         return np.array([row[field] for row in rows], dtype=np.int64)
 
@@ -136,4 +142,8 @@ def _columns(rows: Sequence[Row]) -> tuple[Ints, Ints, Ints, dict[str, Floats], 
         integers("restored_label"),
         floats("p_value"),
         floats("score"),
+        {
+            name: np.array([row["restorations"][name] for row in rows], dtype=np.int64)
+            for name in (rows[0].get("restorations", ()) if rows else ())
+        },
     )

@@ -22,6 +22,7 @@ from lrpguard.evaluation.judging import ALPHAS
 from lrpguard.evaluation.metrics import auroc
 from lrpguard.evaluation.outcomes import GUARD, Attacked, Bools, Clean
 from lrpguard.evaluation.paper.card import share
+from lrpguard.evaluation.restored import count_restored
 
 UNKNOWN = -1
 
@@ -55,6 +56,7 @@ def summarize(
         "controls": {control.name: _control(control) for control in controls},
         "per_sample": _per_sample(clean, attacks, weights),
         "suite": _suite(clean, attacks, weights),
+        "restorations": count_restored(clean, attacks, weights),
     }
 
 

@@ -23,6 +23,13 @@ Wilson intervals; means, areas and differences those of a bootstrap over images.
 static: they know the model, and not the guard."""
 
 
+RESTORATIONS = """\
+*Told*: every successful attack is known to be one, and the restoration gives a label other than the
+predicted one; *end to end*: only where the guard flags at 5 %. Both are means over the attacks. The
+guard answers `unknown` where it lacks evidence, the others always replace the label: *harm* is
+what that does to right clean images, of all. *Passes* are those beyond the guard's own."""
+
+
 def read_card(path: Path) -> dict[str, Any]:
     """Read a card.
 
@@ -62,12 +69,20 @@ def results_page(cards: Sequence[Card], *, notes: str = "") -> str:
 
 def card_tables(card: Card) -> str:
     """Return all tables of one card, under headings of the third level."""
-    parts = [
+    parts: list[tuple[str, ...]] = [
         ("### Attack by attack", attack_table(card)),
         ("### Beside other detectors", baseline_table(card)),
         ("### Detected at 5 %, of the successful, by every detector", by_attack_table(card)),
         ("### Clean images and controls", control_table(card)),
     ]
+    if card["results"].get("restorations"):
+        parts += [
+            ("### Restorations side by side", RESTORATIONS, restoration_table(card)),
+            (
+                "### Right label when told, in per cent of the successful, by every restoration",
+                restoration_by_attack_table(card),
+            ),
+        ]
     return "\n\n".join(text for part in parts for text in part)
 
 
@@ -173,6 +188,50 @@ def by_attack_table(card: Card) -> str:
     return markdown(("attack", *names), rows)
 
 
+def restoration_table(card: Card) -> str:
+    """Return what every restoration makes of the attacks, on average, and of clean images."""
+    results = card["results"]
+    found, own = results["restorations"], results["restorations"]["suite"][GUARD]
+    harm = _share(results["clean"]["harm_wrong"])
+    rows = [["**lrpguard**, as it answers", "-", _percent(own["flagged"]), "-", harm, "none"]]
+    rows += [
+        [
+            _restoration_title(card, name),
+            _percent(means["told"]),
+            _percent(means["flagged"]),
+            _percent(means["guard_ahead"]),
+            _share(found["clean_harm"][name]),
+            card["restorations"].get(name, {"passes": "those of the detector"})["passes"],
+        ]
+        for name, means in found["suite"].items()
+        if name != GUARD
+    ]
+    head = ("restoration", "told", "end to end", "guard ahead by, paired", "harm", "passes")
+    return markdown(head, rows)
+
+
+def restoration_by_attack_table(card: Card) -> str:
+    """Return how often each restoration gives the right label, attack by attack."""
+    found = card["results"]["restorations"]["attacks"]
+    names = [name for name in card["results"]["restorations"]["suite"] if name != GUARD]
+    rows = [
+        [
+            _titles(card)[attack],
+            _short(shares[GUARD]["flagged"]),
+            *(_short(shares[name]["told"]) for name in names),
+        ]
+        for attack, shares in found.items()
+    ]
+    return markdown(("attack", "guard, end to end", *names), rows)
+
+
+def _restoration_title(card: Card, name: str) -> str:
+    about = card["restorations"].get(name)
+    if about is None:
+        return f"`{name}`, which detects, too"
+    return f"{about['title']} (`{name}`{', control' if about['control'] else ''})"
+
+
 def control_table(card: Card) -> str:
     """Return what happens to clean images and to those that nobody attacked."""
     clean, controls = card["results"]["clean"], card["results"]["controls"]
@@ -247,6 +306,14 @@ def _share(found: Mapping[str, Any]) -> str:
 
 def _rate(found: Mapping[str, Any]) -> str:
     return f"{100 * found['successes'] / found['n']:.0f} %" if found["n"] else "-"
+
+
+def _short(found: Mapping[str, Any]) -> str:
+    """Return a share in whole per cent, with its interval."""
+    if not found["n"]:
+        return "-"
+    value = 100 * found["successes"] / found["n"]
+    return f"{value:.0f} ({100 * found['low']:.0f}-{100 * found['high']:.0f})"
 
 
 def _value(found: Mapping[str, Any]) -> str:

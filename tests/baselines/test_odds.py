@@ -142,6 +142,9 @@ def test_restore_needs_a_fit_and_never_returns_the_predicted_class() -> None:
         Odds().restore(clean)
     fitted = Odds(n=2).fit(model, clean, torch.zeros(40, dtype=torch.long))
     assert not bool((fitted.restore(clean) == model(clean).argmax(1)).any())
+    anomaly, label = fitted.anomaly_and_label(clean)
+    assert torch.equal(anomaly, fitted.anomaly(clean))
+    assert torch.equal(label, fitted.restore(clean))
 
 
 @pytest.mark.parametrize("options", [{"n": 0}, {"noises": ()}, {"prior": -1}])

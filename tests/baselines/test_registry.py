@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import lrpguard.baselines
-from lrpguard.baselines import BASELINES, Baseline, baseline
+from lrpguard.baselines import BASELINES, Baseline, RestoringBaseline, attack_free, baseline
 from lrpguard.baselines.base import BATCH
 from lrpguard.baselines.copies import Noise
 from lrpguard.errors import (
@@ -153,3 +153,18 @@ def test_example_in_the_docstring_runs() -> None:
     result = doctest.testmod(lrpguard.baselines)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def test_attack_free_are_those_that_see_no_attack() -> None:
+    pytest.importorskip("sklearn", reason="needs lrpguard[baselines]")
+    pytest.importorskip("art", reason="needs lrpguard[baselines]")
+    assert set(BASELINES) - set(attack_free()) == {
+        "lid",
+        "art-binary-input",
+        "art-binary-activation",
+    }
+
+
+def test_those_that_restore_are_known_by_it() -> None:
+    assert isinstance(baseline("odds"), RestoringBaseline)
+    assert not isinstance(baseline("energy"), RestoringBaseline)

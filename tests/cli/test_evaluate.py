@@ -10,6 +10,7 @@ import pytest
 
 from lrpguard.cli.evaluate_command import shown_command
 from lrpguard.demo.digits import load_digit_splits
+from lrpguard.evaluation.candidates import CANDIDATES
 from tests.cli.conftest import MODEL, Outcome
 
 
@@ -39,6 +40,7 @@ def test_writes_card_and_rows_and_prints_tables(data: Path, tmp_path: Path) -> N
     assert card["model"] == MODEL
     assert card["data"] == "digits.npz"
     assert card["results"]["clean"]["n"] == 12
+    assert list(card["restorations"]) == [c.name for c in CANDIDATES if c.free]
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) > 24
 
 
@@ -47,6 +49,9 @@ def test_unknown_names_are_usage_errors(data: Path, tmp_path: Path) -> None:
     wrong = evaluate(data, tmp_path, "--baselines", "nothing")
     assert wrong.code == 2
     assert "no baseline is named 'nothing'" in wrong.err
+    wrong = evaluate(data, tmp_path, "--restorations", "prayer")
+    assert wrong.code == 2
+    assert "no restoration is named 'prayer'" in wrong.err
 
 
 def test_too_many_images_asked_for(data: Path, tmp_path: Path) -> None:

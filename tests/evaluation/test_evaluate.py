@@ -16,8 +16,9 @@ from lrpguard import Guard, Smoothing
 from lrpguard.attacks import choose
 from lrpguard.demo.digits import load_digit_splits, load_digits_model
 from lrpguard.errors import CalibrationSizeError, ConfigurationError, EvaluationError
+from lrpguard.evaluation.candidates import choose as choose_restorations
 from lrpguard.evaluation.evaluate import Settings, evaluate
-from lrpguard.evaluation.judging import content_halves, fit_baseline
+from lrpguard.evaluation.judging import Detectors, content_halves, fit_baseline
 from lrpguard.evaluation.paper.card import write_card
 from lrpguard.evaluation.protocol import ImageSet, Splits
 from lrpguard.evaluation.tables import card_tables, read_card, results_page
@@ -54,6 +55,7 @@ def settings(folder: Path, **changes: Any) -> Settings:
     fields: dict[str, Any] = {
         "attacks": ATTACKS,
         "baselines": ("max-softmax",),
+        "restorations": choose_restorations("vote,whitening-random"),
         "out": folder / "out",
         "cache": folder / "cache",
     }
@@ -128,6 +130,49 @@ def test_a_second_run_judges_and_attacks_nothing_anew(
 
     assert again["results"] == card["results"]
     assert rows_of(folder) == before
+
+
+def test_other_restorations_are_noted_in_every_row_and_counted(
+    card: dict[str, Any], splits: Splits, folder: Path
+) -> None:
+    rows = rows_of(folder)
+    assert {tuple(row["restorations"]) for row in rows} == {("vote", "whitening-random")}
+    assert all(row["restorations"]["vote"] != row["model_label"] for row in rows)
+
+    fooled = [r for r in rows if r["attack"] == "cw_0" and r["model_label"] != r["label"]]
+    right = sum(row["restorations"]["vote"] == row["label"] for row in fooled)
+    told = card["results"]["restorations"]["attacks"]["cw_0"]["vote"]["told"]
+    assert (told["successes"], told["n"]) == (right, len(fooled))
+    assert right > 0
+    assert card["restorations"]["whitening-random"]["control"]
+
+
+def test_the_verdicts_are_those_without_other_restorations(
+    card: dict[str, Any], splits: Splits, folder: Path, tmp_path: Path
+) -> None:
+    plain = settings(folder, out=tmp_path, restorations=())
+    alone = evaluate(load_digits_model(), splits, guard=guard(), settings=plain)
+
+    assert alone["results"]["restorations"] == {}
+    assert alone["results"] | {"restorations": None} == card["results"] | {"restorations": None}
+    assert "side by side" not in card_tables(alone)
+
+
+def test_a_guard_that_stops_early_takes_no_other_restorations() -> None:
+    early = Guard(load_digits_model(), smoothing=Smoothing(n=20), stopping=True)
+    with pytest.raises(ConfigurationError, match="stops early"):
+        Detectors(early, (), choose_restorations("vote"))
+    assert Detectors(early, ()).candidates == ()
+
+
+def test_a_card_from_before_restorations_were_noted_still_renders(card: dict[str, Any]) -> None:
+    old = {name: value for name, value in card.items() if name != "restorations"}
+    old["results"] = {k: v for k, v in card["results"].items() if k != "restorations"}
+
+    text = card_tables(old)
+
+    assert "### Attack by attack" in text
+    assert "### Restorations" not in text
 
 
 def test_rows_of_another_run_are_not_mixed_in(
@@ -225,6 +270,10 @@ def test_tables_show_every_attack_and_detector(card: dict[str, Any]) -> None:
         "max-softmax",
         "Gaussian noise",
         "Harm, of all clean images",
+        "| **lrpguard**, as it answers |",
+        "| vote of the noisy copies (`vote`) |",
+        "| whitening random pixels (`whitening-random`, control) |",
+        "| attack | guard, end to end | vote | whitening-random |",
     ):
         assert title in text
     page = results_page([card], notes="A note.\n")
