@@ -36,11 +36,11 @@ from lrpguard.smoothing import Smoothing
 from lrpguard.staged import Staged
 from lrpguard.stopping import CalibratedLooks
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of the calibration file's form."""
 
-READABLE = (2, SCHEMA)
-"""Versions that are read; those before 3 know no looks."""
+READABLE = (2, 3, SCHEMA)
+"""Versions that are read; those before 3 know no looks, those before 4 no crossed images."""
 
 _RECORD = "lrpguard"
 _NO_LOOKS = "It was made without looks; calibrate with looks=Looks.of(n)."
@@ -60,12 +60,15 @@ class Calibration:
         image_shape: (C, H, W) of the images.
         fingerprint: Fingerprint of the model.
         precision: Arithmetic of the model.
-        fit_n: Clean images that fitted the detector, disjoint from the n that calibrate.
+        fit_n: Clean images that fitted the detector, disjoint from the n that calibrate unless
+            ``crossed``.
         data_digest: Digest of all images used.
         created: ISO date and time, UTC.
         version: lrpguard's version.
         staged: What the same images look like after fewer copies, where that was asked for.
         noise_why: Why this noise, in words, where it was chosen on clean images.
+        crossed: Whether the same images fitted and calibrate, each scored by a detector fitted
+            without its tenth of them.
 
     Raises:
         ConfigurationError: ``alpha`` lies outside (0, 1), or the last look is not at all copies.
@@ -87,6 +90,7 @@ class Calibration:
     version: str
     staged: Staged | None = None
     noise_why: str | None = None
+    crossed: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "alpha", round(float(self.alpha), 12))  # 1 - 0.9 is meant as 0.1
@@ -168,7 +172,8 @@ class Calibration:
         """Return the central band in which this calibration's realised false-positive rate lies.
 
         Over calibration sets of this size the realised rate follows
-        Beta(k, n + 1 - k) with k = floor(alpha (n + 1)), for scores without ties.
+        Beta(k, n + 1 - k) with k = floor(alpha (n + 1)), for scores without ties; of crossed
+        images nearly so (docs/method.md).
         """
         k = flagged_rank(self.n, self.alpha)
         tail = (1 - confidence) / 2
@@ -302,6 +307,7 @@ class Calibration:
             "alpha": self.alpha,
             "n": self.n,
             "fit_n": self.fit_n,
+            "crossed": self.crossed,
             "fpr_band_95": [low, high],
             "threshold": self.threshold,
             "detector": self.detector.name,
@@ -392,4 +398,5 @@ def _from_record(tensors: dict[str, Tensor], record: Mapping[str, Any]) -> Calib
         version=record["version"],
         staged=None if looks is None else Staged.load(looks, tensors, detector),
         noise_why=record.get("noise_why"),
+        crossed=record.get("crossed", False),
     )

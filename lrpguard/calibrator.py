@@ -39,6 +39,12 @@ from lrpguard.views import STRONG_VIEWS, VIEWS
 FIT_SHARE = 0.5
 """Share of the images that fits a detector that learns; the rest calibrates it."""
 
+SPLIT_FROM = 1000
+"""Images from which they are split in two. Of fewer, all fit and all calibrate, crossed."""
+
+PARTS = 10
+"""Parts in turn left out of the fit of crossed images, to be scored by a detector without them."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -88,7 +94,12 @@ def calibrate(
     checkpoint: Path | None,
     progress: bool,
 ) -> Calibration:
-    """Score clean images, split them, fit the detector, and calibrate it.
+    """Score clean images, split or cross them, fit the detector, and calibrate it.
+
+    From ``SPLIT_FROM`` images on, one half fits the detector and the other calibrates it. Of fewer,
+    each is scored by a detector fitted to those outside its own tenth, and the detector that
+    judges is fitted to all: calibration scores are still those of images that the fit has not seen,
+    at the price of a guarantee that is no longer exact (Vovk 2015, Barber et al. 2021).
 
     The split follows from the images' content, not from their order, so that an
     interrupted and resumed run gives the same calibration. An image seen twice counts once.
@@ -147,9 +158,8 @@ def _from_scores(
             f"{broken} of {len(rows)} clean images have NaN or infinite scores; the "
             "model overflows on them or on their noisy copies. Run it in float32, or lower sigma."
         )
-    fit_n = round(FIT_SHARE * len(rows)) if needs_fit(plan.detector) else 0
-    check_size(len(rows) - fit_n, plan.alpha)
-    fitted = [_fit(plan.detector, readings, fit_n) for readings in _at_looks(rows, plan)]
+    crossed = needs_fit(plan.detector) and len(rows) < SPLIT_FROM
+    fitted = [_fit(plan.detector, readings, plan.alpha) for readings in _at_looks(rows, plan)]
     last = fitted[-1]
     return Calibration(
         detector=last.detector,
@@ -160,7 +170,8 @@ def _from_scores(
         image_shape=shape,
         fingerprint=plan.fingerprint,
         precision=plan.precision,
-        fit_n=fit_n,
+        fit_n=len(rows) if crossed else len(rows) - len(last.anomalies),
+        crossed=crossed,
         data_digest=hashlib.sha256("".join(sorted(scores)).encode()).hexdigest(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         version=__version__,
@@ -186,11 +197,36 @@ class _Fitted:
     proposals: Tensor | None
 
 
-def _fit(name: str, readings: Readings, fit_n: int) -> _Fitted:
+def _fit(name: str, readings: Readings, alpha: float) -> _Fitted:
+    """Fit a detector to clean images, and say what it makes of those that calibrate it."""
+    if needs_fit(name) and len(readings) < SPLIT_FROM:
+        check_size(len(readings), alpha)
+        return _fit_crossed(name, readings)
+    fit_n = round(FIT_SHARE * len(readings)) if needs_fit(name) else 0
+    check_size(len(readings) - fit_n, alpha)
     detector = fit_detector(name, readings.select(slice(fit_n)))
-    rest = readings.select(slice(fit_n, None))
-    anomalies = detector.anomaly(rest)
-    return _Fitted(detector, anomalies, _proposals(detector, rest, anomalies))
+    return _Fitted(detector, *_calibrating(detector, readings.select(slice(fit_n, None))))
+
+
+def _fit_crossed(name: str, readings: Readings) -> _Fitted:
+    """Fit to all images; score each by a detector fitted to those outside its own part."""
+    detector = fit_detector(name, readings)
+    part = torch.arange(len(readings)) % PARTS
+    anomalies = torch.empty(len(readings), dtype=torch.float64)
+    proposals = None if readings.candidates is None else torch.empty_like(anomalies)
+    for number in range(PARTS):
+        without = fit_detector(name, readings.select(part != number))
+        rows = part == number
+        anomalies[rows], proposed = _calibrating(without, readings.select(rows))
+        if proposals is not None and proposed is not None:
+            proposals[rows] = proposed
+    return _Fitted(detector, anomalies, proposals)
+
+
+def _calibrating(detector: Detector, readings: Readings) -> tuple[Tensor, Tensor | None]:
+    """Return scores, and evidence for another label, of images that the detector has not seen."""
+    anomalies = detector.anomaly(readings)
+    return anomalies, _proposals(detector, readings, anomalies)
 
 
 def _staged(looks: Looks, fitted: Sequence[_Fitted]) -> Staged:
@@ -233,7 +269,10 @@ def split_key(digest: str) -> bytes:
 
 
 def fit_images(images: Iterable[Tensor], count: int) -> list[Tensor]:
-    """Return up to ``count`` of the images that :func:`calibrate` will fit to, never to calibrate.
+    """Return up to ``count`` of the images that :func:`calibrate` will fit to.
+
+    Where it splits the images, these never calibrate. Where it crosses them they do, so nothing
+    may be chosen on them by their scores.
 
     Args:
         images: All the images of the run to come, each [C, H, W]; one is held at a time, beside

@@ -33,6 +33,11 @@ TRUST_POWER = 4
 TRUST_FLOOR = 0.01
 """Strong views count by this power of the share of clean images whose label they keep, and 1 %."""
 
+RANK_WEIGHT = 1.0
+RANK_SOFTNESS = 0.1
+"""A candidate counts less by this many times the logarithm of its rank by the gap. The rank is
+soft: gaps closer than a tenth of a clean gap's deviation are about equal."""
+
 PRIOR_IMAGES = 10.0
 """Images' worth of weight that all pairs together have in the statistics of one pair."""
 
@@ -122,6 +127,8 @@ class ConsistencyModel:
             noise and mild views, the other the covered view; the shifts count equally, the gap
             corrects for what it alone explains.
         trust: Weight of each strong view in the support, their sum is 1 [S].
+        rank_weight: Times the logarithm of a candidate's rank it counts less in
+            :meth:`suspicion` [1].
     """
 
     pairs: Tensor
@@ -131,6 +138,7 @@ class ConsistencyModel:
     base_scale: Tensor
     weights: Tensor
     trust: Tensor
+    rank_weight: Tensor
 
     @staticmethod
     def fit(found: Candidates) -> ConsistencyModel:
@@ -160,6 +168,7 @@ class ConsistencyModel:
                 [_weights(covariance, everywhere), _weights(covariance, 1 - everywhere)]
             ),
             trust=trust / trust.sum(),
+            rank_weight=torch.tensor([RANK_WEIGHT], dtype=torch.float64),
         )
 
     def scores(self, found: Candidates) -> Tensor:
@@ -182,6 +191,25 @@ class ConsistencyModel:
         standard = (found.values - mean) / scale
         return torch.stack([(standard * weights).sum(2) for weights in self.weights], dim=2)
 
+    def suspicion(self, found: Candidates) -> Tensor:
+        """Return how much more than clean images' noise and denoising move each request [B].
+
+        That is the largest of its candidates' first scores, each less ``rank_weight`` times the
+        logarithm of the candidate's rank by the gap. An attack that stops beyond the boundary has
+        left its class the runner-up; the many classes far behind would only add to what clean
+        images show by chance.
+        """
+        # Request by request, as the scores.
+        return torch.cat(
+            [self._suspicion_of_one(found.select(slice(i, i + 1))) for i in range(len(found))]
+        )
+
+    def _suspicion_of_one(self, found: Candidates) -> Tensor:
+        gap = found.values[..., 0]
+        ahead = (gap[:, None, :] - gap[:, :, None]) / (RANK_SOFTNESS * self.base_scale[0])
+        rank = 0.5 + ahead.sigmoid().sum(2)  # a half is the candidate itself
+        return (self._scores_of_one(found)[..., 0] - self.rank_weight * rank.log()).amax(1)
+
     def support(self, found: Candidates) -> Tensor:
         """Return the trusted mean of the candidates' log-probabilities on the strong views [B, C].
 
@@ -201,6 +229,8 @@ class ConsistencyModel:
         Raises:
             KeyError: A part of the state is missing.
         """
+        no_ranks = {"rank_weight": torch.zeros(1, dtype=torch.float64)}  # files before schema 4
+        state = no_ranks | dict(state)
         return ConsistencyModel(**{f.name: state[f.name] for f in fields(ConsistencyModel)})
 
 

@@ -154,7 +154,7 @@ class CombinedDetector:
 
     def anomaly(self, readings: Readings) -> Tensor:
         """Return the anomaly score of each request, >= 0, float64 [B]."""
-        consistency = self.consistency.scores(_candidates(readings))[..., 0].amax(1)
+        consistency = self.consistency.suspicion(_candidates(readings))
         scores = torch.stack([consistency, *_turned(readings, self.score_names)], dim=1)
         mapped = _to_normal(scores, self.reference)
         return torch.tensor([_towards_cone(row, self.root) for row in mapped], dtype=torch.float64)
@@ -244,7 +244,7 @@ def _unseen_consistency(found: Candidates) -> Tensor:
     scores = torch.empty(len(found), dtype=torch.float64)
     for fold in range(FOLDS):
         model = ConsistencyModel.fit(found.select(part != fold))
-        scores[part == fold] = model.scores(found.select(part == fold))[..., 0].amax(1)
+        scores[part == fold] = model.suspicion(found.select(part == fold))
     return scores
 
 

@@ -124,8 +124,7 @@ class Surrogate:
         that of the anomaly in the consistency [B], and in the other scores [B, S].
         """
         values = found.values.detach().requires_grad_()
-        scores_of = self.detector.consistency.scores(replace(found, values=values))
-        most = scores_of[..., 0].amax(1)  # the detector takes noise and denoising
+        most = self.detector.consistency.suspicion(replace(found, values=values))
         (steepest,) = torch.autograd.grad(most.sum(), values)
         along = steepest / steepest.square().sum((1, 2), keepdim=True).clamp(min=1e-12)
         still = values.detach()
