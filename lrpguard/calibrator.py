@@ -210,6 +210,12 @@ def _fit(name: str, readings: Readings, alpha: float) -> _Fitted:
 
 def _fit_crossed(name: str, readings: Readings) -> _Fitted:
     """Fit to all images; score each by a detector fitted to those outside its own part."""
+    needed = math.ceil(CombinedDetector.images_needed() * PARTS / (PARTS - 1))
+    if len(readings) < needed:
+        raise CalibrationSizeError(
+            f"{len(readings)} clean images to fit and calibrate the combined detector; give at "
+            f"least {needed}, better 1,000, or use detector='paper', which fits nothing."
+        )
     detector = fit_detector(name, readings)
     part = torch.arange(len(readings)) % PARTS
     anomalies = torch.empty(len(readings), dtype=torch.float64)

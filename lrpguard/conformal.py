@@ -31,6 +31,19 @@ def check_size(n: int, alpha: float) -> None:
         )
 
 
+def images_text(fit: int, calibrate: int, *, crossed: bool) -> str:
+    """Return how many clean images did what, in words.
+
+    Args:
+        fit: Images that fitted the detector.
+        calibrate: Images that calibrated it.
+        crossed: Whether these are the same ones.
+    """
+    if crossed:
+        return f"{calibrate} fit and calibrate, crossed"
+    return (f"{fit} fit, " if fit else "") + f"{calibrate} calibrate"
+
+
 def conformal_p_values(calibration: Tensor, anomalies: Tensor) -> Tensor:
     """Return conformal p-values ``(1 + #{calibration >= s}) / (n + 1)``, float64 [B].
 

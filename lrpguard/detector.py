@@ -122,6 +122,11 @@ class CombinedDetector:
     takes_views: bool = True
 
     @staticmethod
+    def images_needed(score_names: tuple[str, ...] = COMBINED_SCORES) -> int:
+        """Return how many clean images a fit needs."""
+        return FIT_IMAGES_PER_SCORE * (1 + len(score_names))
+
+    @staticmethod
     def fit(readings: Readings, score_names: tuple[str, ...] = COMBINED_SCORES) -> CombinedDetector:
         """Fit to the readings of n clean images.
 
@@ -132,7 +137,7 @@ class CombinedDetector:
         Raises:
             CalibrationSizeError: Fewer than ``FIT_IMAGES_PER_SCORE`` images a score.
         """
-        needed = FIT_IMAGES_PER_SCORE * (1 + len(score_names))
+        needed = CombinedDetector.images_needed(score_names)
         if len(readings) < needed:
             raise CalibrationSizeError(
                 f"{len(readings)} clean images to fit the combined detector; it needs at least "

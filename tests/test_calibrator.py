@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lrpguard import Calibration, Evidence, Guard, Smoothing
-from lrpguard.calibrator import split_key
+from lrpguard.calibrator import SPLIT_FROM, split_key
 from lrpguard.consensus import propose
 from lrpguard.detector import COMBINED_SCORES, CombinedDetector
 from lrpguard.errors import (
@@ -69,7 +69,16 @@ def same_proposals(one: Tensor | None, other: Tensor | None) -> bool:
 
 @pytest.fixture(scope="module")
 def whole() -> Calibration:
+    """All images fit and calibrate, crossed: there are few."""
     return calibrated(CLEAN.split(10))
+
+
+@pytest.fixture(scope="module")
+def halves() -> Calibration:
+    """One half fits and the other calibrates, as with many images."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lrpguard.calibrator.SPLIT_FROM", N_IMAGES)
+        return calibrated(CLEAN.split(10))
 
 
 PASSES = 1 + VIEW_COUNT
@@ -97,41 +106,66 @@ class TestOutcome:
         assert whole.created.endswith("+00:00")
         assert len(bytes.fromhex(whole.data_digest)) == 32
 
-    def test_half_of_the_images_fit_the_combined_detector(self, whole: Calibration) -> None:
-        assert isinstance(whole.detector, CombinedDetector)
-        assert (whole.fit_n, whole.n) == (50, 50)
-        assert whole.detector.score_names == COMBINED_SCORES
-        assert whole.detector.reference.shape == (50, 1 + len(COMBINED_SCORES))
-
-    def test_fit_and_calibration_images_are_disjoint(self, whole: Calibration) -> None:
-        assert isinstance(whole.detector, CombinedDetector)
-        found = _readings()
-        fitted = _fitted(found, whole)
-        assert int(fitted.sum()) == whole.fit_n
-        assert torch.equal(
-            whole.detector.anomaly(found.select(~fitted)).sort().values, whole.anomalies
-        )
-
-    def test_fit_is_that_of_the_detector_on_the_fit_images_in_the_order_of_the_split(
-        self, whole: Calibration
-    ) -> None:
-        digests = [image_digest(image, b"").hex() for image in CLEAN]
-        order = sorted(range(N_IMAGES), key=lambda i: split_key(digests[i]))
-        found = _readings().select(torch.tensor(order))
-        wanted = CombinedDetector.fit(found.select(slice(50)))
+    def test_few_images_all_fit_and_all_calibrate(self, whole: Calibration) -> None:
+        assert (whole.fit_n, whole.n, whole.crossed) == (N_IMAGES, N_IMAGES, True)
+        wanted = CombinedDetector.fit(_in_order())
         assert isinstance(whole.detector, CombinedDetector)
         assert torch.equal(wanted.reference, whole.detector.reference)
         assert torch.equal(wanted.root, whole.detector.root)
 
-    def test_proposals_are_those_of_the_calibration_images(self, whole: Calibration) -> None:
-        found, detector = _readings(), whole.detector
+    def test_crossed_images_are_scored_by_detectors_that_have_not_seen_them(
+        self, whole: Calibration
+    ) -> None:
+        found = _in_order()
+        anomalies, proposals = [], []
+        for part in range(10):
+            rows = torch.arange(N_IMAGES) % 10 == part
+            without, seen = CombinedDetector.fit(found.select(~rows)), found.select(rows)
+            anomalies.append(without.anomaly(seen))
+            assert seen.candidates is not None
+            proposal = propose(
+                seen.candidates, without.consistency, anomalies[-1], without.painted(seen)
+            )
+            proposals.append(proposal.evidence)
+        assert torch.equal(torch.cat(anomalies).sort().values, whole.anomalies)
+        assert whole.proposals is not None
+        assert torch.equal(torch.cat(proposals).sort().values, whole.proposals)
+
+    def test_images_are_split_from_a_thousand_on(self) -> None:
+        assert SPLIT_FROM == 1000
+
+    def test_half_of_the_images_fit_the_combined_detector(self, halves: Calibration) -> None:
+        assert isinstance(halves.detector, CombinedDetector)
+        assert (halves.fit_n, halves.n, halves.crossed) == (50, 50, False)
+        assert halves.detector.score_names == COMBINED_SCORES
+        assert halves.detector.reference.shape == (50, 1 + len(COMBINED_SCORES))
+
+    def test_fit_and_calibration_images_are_disjoint(self, halves: Calibration) -> None:
+        assert isinstance(halves.detector, CombinedDetector)
+        found = _readings()
+        fitted = _fitted(found, halves)
+        assert int(fitted.sum()) == halves.fit_n
+        assert torch.equal(
+            halves.detector.anomaly(found.select(~fitted)).sort().values, halves.anomalies
+        )
+
+    def test_fit_is_that_of_the_detector_on_the_fit_images_in_the_order_of_the_split(
+        self, halves: Calibration
+    ) -> None:
+        wanted = CombinedDetector.fit(_in_order().select(slice(50)))
+        assert isinstance(halves.detector, CombinedDetector)
+        assert torch.equal(wanted.reference, halves.detector.reference)
+        assert torch.equal(wanted.root, halves.detector.root)
+
+    def test_proposals_are_those_of_the_calibration_images(self, halves: Calibration) -> None:
+        found, detector = _readings(), halves.detector
         assert found.candidates is not None
         assert isinstance(detector, CombinedDetector)
         anomaly, painted = detector.anomaly(found), detector.painted(found)
         every = propose(found.candidates, detector.consistency, anomaly, painted).evidence
-        assert whole.proposals is not None
-        assert len(whole.proposals) == whole.n
-        assert torch.equal(every[~_fitted(found, whole)].sort().values, whole.proposals)
+        assert halves.proposals is not None
+        assert len(halves.proposals) == halves.n
+        assert torch.equal(every[~_fitted(found, halves)].sort().values, halves.proposals)
 
     def test_the_paper_keeps_no_proposals(self) -> None:
         assert calibrated(CLEAN.split(10), detector="paper").proposals is None
@@ -166,6 +200,13 @@ def _readings() -> Readings:
     guard = Guard(small_net(), smoothing=FAST)
     parts = [guard.evidence(batch, views=True) for batch in CLEAN.split(10)]
     return read(Evidence.concatenate(parts), tuple(SCORES))
+
+
+def _in_order() -> Readings:
+    """Return the same in the order of the split, which the images' content decides."""
+    digests = [image_digest(image, b"").hex() for image in CLEAN]
+    order = sorted(range(N_IMAGES), key=lambda i: split_key(digests[i]))
+    return _readings().select(torch.tensor(order))
 
 
 def _fitted(found: Readings, calibration: Calibration) -> Tensor:
@@ -244,12 +285,18 @@ class TestRefusals:
     def test_too_few_for_alpha(self) -> None:
         with pytest.raises(CalibrationSizeError, match="18 calibration images"):
             calibrated([CLEAN[:18]], detector="paper")
+        with pytest.raises(CalibrationSizeError, match="98 calibration images"):
+            calibrated([CLEAN[:98]], alpha=0.01)
+
+    def test_too_few_for_alpha_in_one_half(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("lrpguard.calibrator.SPLIT_FROM", N_IMAGES)
         with pytest.raises(CalibrationSizeError, match="50 calibration images"):
             calibrated([CLEAN], alpha=0.01)
 
-    def test_too_few_for_the_fit(self) -> None:
-        with pytest.raises(CalibrationSizeError, match=r"39 clean images to fit.*at least 40"):
-            calibrated([CLEAN[:78]])
+    @pytest.mark.parametrize("count", [39, 44])
+    def test_too_few_for_the_fit(self, count: int) -> None:
+        with pytest.raises(CalibrationSizeError, match=rf"{count} clean images.*at least 45"):
+            calibrated([CLEAN[:count]])
 
     @pytest.mark.parametrize("options", [{"alpha": 0.0}, {"alpha": 1.5}, {"detector": "mine"}])
     def test_impossible_wishes_before_any_work(self, options: dict[str, Any]) -> None:
@@ -375,7 +422,7 @@ class TestCheckpoint:
 class TestRealisedRate:
     @pytest.mark.parametrize("detector", ["paper", "combined"])
     def test_lies_in_its_band_on_fresh_images(self, detector: str) -> None:
-        calibration_images = 120 if detector == "paper" else 240
+        calibration_images = 120
         guard = Guard(small_net(), smoothing=FAST, restoration=None)
         guard.calibrate([images(calibration_images, seed=11)], alpha=0.1, detector=detector)
         assert guard.calibration is not None

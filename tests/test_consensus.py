@@ -33,6 +33,7 @@ UNIT = ConsistencyModel(
     base_scale=torch.ones(4).double(),
     weights=torch.tensor([[0.0, 1.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]]).double(),
     trust=torch.tensor([0.75, 0.25]).double(),
+    rank_weight=torch.zeros(1).double(),
 )
 """The consistency is the sum of two shifts or, by covering, the third."""
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from lrpguard import Evidence
 from lrpguard.consistency import (
     PRIOR_IMAGES,
+    RANK_SOFTNESS,
+    RANK_WEIGHT,
     SUPPORT_FLOOR,
     TRUST_FLOOR,
     TRUST_POWER,
@@ -419,6 +421,71 @@ class TestScores:
         ConsistencyModel.fit(found)
         for name, part in vars(found).items():
             assert torch.equal(part, vars(again)[name])
+
+
+class TestSuspicion:
+    """The largest first score, each less the logarithm of the candidate's rank by the gap."""
+
+    @staticmethod
+    def by_hand(model: ConsistencyModel, found: Candidates) -> list[float]:
+        scores = model.scores(found)[..., 0].tolist()
+        gaps, unit = found.values[..., 0].tolist(), 0.1 * model.base_scale[0].item()
+        every = []
+        for row, gap in zip(scores, gaps, strict=True):
+            ranks = [
+                1 + sum(1 / (1 + math.exp((g - h) / unit)) for j, h in enumerate(gap) if j != i)
+                for i, g in enumerate(gap)
+            ]
+            every.append(max(s - math.log(r) for s, r in zip(row, ranks, strict=True)))
+        return every
+
+    def test_by_hand(self) -> None:
+        assert (RANK_WEIGHT, RANK_SOFTNESS) == (1.0, 0.1)
+        model, fresh = ConsistencyModel.fit(make_candidates(300)), make_candidates(30, seed=1)
+        wanted = self.by_hand(model, fresh)
+        assert model.suspicion(fresh).tolist() == pytest.approx(wanted, rel=1e-12)
+
+    def test_the_runner_up_counts_in_full_and_the_third_class_less(self) -> None:
+        model = ConsistencyModel.fit(make_candidates(300))
+        values = torch.zeros(2, 4, VALUES, dtype=torch.float64)
+        values[..., 0] = torch.tensor([-1.0, -200.0, -300.0, -400.0])  # far apart: whole ranks
+        values[0, 0, MOVED] += 500.0
+        values[1, 1, MOVED] += 500.0
+        found = make_candidates(2, values=values)
+        scores = model.scores(found)[..., 0]
+        wanted = [scores[0, 0].item(), scores[1, 1].item() - math.log(2)]
+        assert model.suspicion(found).tolist() == pytest.approx(wanted)
+
+    def test_does_not_jump_where_two_gaps_cross(self) -> None:
+        model, fresh = ConsistencyModel.fit(make_candidates(300)), make_candidates(1, seed=1)
+        values = fresh.values.repeat(201, 1, 1)
+        values[:, 0, 0] = values[0, 1, 0] + torch.linspace(-0.01, 0.01, 201).double()
+        found = make_candidates(201, values=values)
+        found = dataclasses.replace(
+            found, label=fresh.label.repeat(201), classes=fresh.classes.repeat(201, 1)
+        )
+        assert model.suspicion(found).diff().abs().max() < 0.02
+
+    def test_a_class_far_behind_that_gains_most_is_still_seen(self) -> None:
+        """A strong attack leaves its class anywhere; nine candidates cost it log 9 at most."""
+        model, fresh = ConsistencyModel.fit(make_candidates(300)), make_candidates(20, seed=1)
+        last = fresh.values[..., 0].argmin(1)
+        values = fresh.values.clone()
+        values[torch.arange(20), last, MOVED] += 50.0
+        moved = with_values(fresh, values)
+        lost = model.scores(moved)[..., 0].amax(1) - model.suspicion(moved)
+        assert bool((lost <= math.log(fresh.classes.shape[1]) + 1e-9).all())
+
+    def test_each_request_alone_is_the_same_bit_for_bit(self) -> None:
+        model, fresh = ConsistencyModel.fit(make_candidates(300)), make_candidates(40, seed=1)
+        alone = [model.suspicion(fresh.select(slice(i, i + 1))) for i in range(40)]
+        assert torch.equal(model.suspicion(fresh), torch.cat(alone))
+
+    def test_a_model_of_an_older_file_knows_no_ranks(self) -> None:
+        model, fresh = ConsistencyModel.fit(make_candidates(300)), make_candidates(9, seed=1)
+        old = {name: part for name, part in model.state().items() if name != "rank_weight"}
+        found = ConsistencyModel.from_state(old).suspicion(fresh)
+        assert torch.equal(found, model.scores(fresh)[..., 0].amax(1))
 
 
 class TestState:

@@ -14,6 +14,7 @@ from lrpguard.calibrator import fit_images
 from lrpguard.cli.console import FAILED, INTERRUPTED, OK, Console
 from lrpguard.cli.opening import ImageBatches, chosen_smoothing, open_model, smoothing
 from lrpguard.cli.options import DetectorName, ModelOptions, NoiseOptions, check_folder
+from lrpguard.conformal import images_text
 from lrpguard.errors import ConfigurationError, InputShapeError, LrpGuardError
 from lrpguard.guard import Guard
 from lrpguard.loading import ImageItem, ImageSource, load_data
@@ -199,6 +200,7 @@ def _report(
             "alpha": calibration.alpha,
             "n_fit": calibration.fit_n,
             "n_calibration": calibration.n,
+            "crossed": calibration.crossed,
             "threshold": calibration.threshold,
             "fpr_band_95": [low, high],
             "image_shape": calibration.image_shape,
@@ -213,11 +215,9 @@ def _report(
         }
     )
     channels, height, width = calibration.image_shape
-    fit = f"{calibration.fit_n} to fit, " if calibration.fit_n else ""
+    used = images_text(calibration.fit_n, calibration.n, crossed=calibration.crossed)
     console.line(f"model      {spec}, fingerprint {calibration.fingerprint[:12]}")
-    console.line(
-        f"images     {fit}{calibration.n} to calibrate, {channels} x {height} x {width} pixels"
-    )
+    console.line(f"images     {used}, {channels} x {height} x {width} pixels")
     looks = "" if calibration.staged is None else f"; looks at {list(calibration.copies)}"
     console.line(f"noise      {noise.n} copies, sigma {noise.sigma:g}{_stability(kept)}{looks}")
     console.line(f"detector   {calibration.detector.name}, threshold {calibration.threshold:.4g}")

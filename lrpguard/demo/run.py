@@ -101,6 +101,7 @@ class DemoResult:
         settings: What it was run with.
         train_n: Digits the model was trained on.
         fit_n: Digits that fitted the combined detector.
+        crossed: Whether those also calibrated it.
         calibration_n: Digits that calibrated each detector, in the order of ``DETECTORS``.
         test_n: Digits that were judged.
         correct: Test digits that the model reads rightly; those are attacked.
@@ -112,6 +113,7 @@ class DemoResult:
     settings: DemoSettings
     train_n: int
     fit_n: int
+    crossed: bool
     calibration_n: tuple[int, ...]
     test_n: int
     correct: int
@@ -182,6 +184,7 @@ def run_demo(settings: DemoSettings, *, progress: Callable[[str], None]) -> Demo
         settings=settings,
         train_n=len(splits.train),
         fit_n=max(calibration.fit_n for calibration in calibrations),
+        crossed=any(calibration.crossed for calibration in calibrations),
         calibration_n=tuple(calibration.n for calibration in calibrations),
         test_n=len(clean),
         correct=len(targets),

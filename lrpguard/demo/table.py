@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from lrpguard.conformal import images_text
 from lrpguard.consensus import Consensus
 from lrpguard.demo.run import (
     ATTACK_EPS,
@@ -52,6 +53,7 @@ def to_record(result: DemoResult) -> dict[str, Any]:
         | {"alpha": DEMO_ALPHA, "attack": "pgd", "steps": ATTACK_STEPS},
         "train_n": result.train_n,
         "fit_n": result.fit_n,
+        "crossed": result.crossed,
         "calibration_n": dict(zip(DETECTORS, result.calibration_n, strict=True)),
         "fpr_bands_95": dict(zip(DETECTORS, result.fpr_bands, strict=True)),
         "test_n": result.test_n,
@@ -66,12 +68,12 @@ def _header(result: DemoResult) -> list[str]:
     combined, paper = result.calibration_n
     return [
         f"data       scikit-learn's 8 x 8 digits: {result.train_n} trained the model, "
-        f"{result.fit_n + combined} calibrate, {result.test_n} test",
+        f"{paper} calibrate, {result.test_n} test",
         f"model      packaged CNN, right on {result.correct} of {result.test_n} test digits",
         f"guard      n = {settings.n} noisy copies, sigma {settings.sigma:g}, seed "
         f"{settings.seed}, alpha {DEMO_ALPHA:g}",
-        f"detectors  combined: {result.fit_n} digits fit it, {combined} calibrate it; paper "
-        f"(relevance variance): {paper} calibrate it",
+        f"detectors  combined: {images_text(result.fit_n, combined, crossed=result.crossed)}; "
+        f"paper (relevance variance): {paper} calibrate",
         f"restored   combined: by consensus, harm {Consensus().harm:g}; paper: by whitening; "
         "control: whitens random pixels",
         f"attack     PGD, L-infinity, {ATTACK_STEPS} steps, on the {result.correct} digits read "

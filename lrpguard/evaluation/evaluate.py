@@ -198,6 +198,7 @@ def _card(
             "sigma": calibration.smoothing.sigma,
             "fit_n": calibration.fit_n,
             "calibration_n": calibration.n,
+            "crossed": calibration.crossed,
         },
         "baselines": {
             b.name: {"attack_free": b.baseline.attack_free, "passes": b.baseline.passes}

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lrpguard.conformal import images_text
 from lrpguard.errors import LoadingError
 from lrpguard.evaluation.evaluate import SCHEMA
 from lrpguard.evaluation.metrics import proportion
@@ -272,14 +273,14 @@ def run_facts(card: Card) -> str:
     guard, splits, seconds = card["guard"], card["splits"], card["seconds"]
     versions = ", ".join(f"{name} {number}" for name, number in card["versions"].items())
     attack_minutes = sum(seconds["attacks"].values()) / 60
+    used = images_text(guard["fit_n"], guard["calibration_n"], crossed=guard.get("crossed", False))
     return (
         f"    {card.get('command', '(called from Python)')}\n\n"
-        f"Clean pool {splits['pool']['n']} ({guard['fit_n']} fit, {guard['calibration_n']} "
-        f"calibrate), {splits['test']['n']} test images, indices and digests in the card; seed "
-        f"{card['seed']}. Detector `{guard['detector']}`, n = {guard['n']}, sigma = "
-        f"{guard['sigma']:g}. Attacks {attack_minutes:.0f} min, calibration "
-        f"{seconds['calibrate'] / 60:.0f} min, verdicts of the guard {seconds['judge'] / 60:.0f} "
-        f"min, on {card['threads']} thread(s). {versions}."
+        f"Clean pool {splits['pool']['n']} ({used}), {splits['test']['n']} test images, "
+        f"indices and digests in the card; seed {card['seed']}. Detector "
+        f"`{guard['detector']}`, n = {guard['n']}, sigma = {guard['sigma']:g}. Attacks "
+        f"{attack_minutes:.0f} min, calibration {seconds['calibrate'] / 60:.0f} min, verdicts of "
+        f"the guard {seconds['judge'] / 60:.0f} min, on {card['threads']} thread(s). {versions}."
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from lrpguard.conformal import images_text
 from lrpguard.evaluation.metrics import Proportion, proportion
 from lrpguard.redteam.outcome import Row
 from lrpguard.redteam.plan import GREY
@@ -54,8 +55,8 @@ def _section(card: Card) -> list[str]:
         "",
         f"`{card['command']}`",
         "",
-        f"{card['data']}: {card['calibration_n']} clean images calibrate the guard"
-        + (f", {card['fit_n']} others fit its detector" if card["fit_n"] else "")
+        f"{card['data']}: of the clean images "
+        + images_text(card["fit_n"], card["calibration_n"], crossed=card.get("crossed", False))
         + f"; {card['test']} others are the test, of which {card['right']} are classified right "
         f"and attacked. Seed {card['seed']}, n = {card['n']}, sigma = {card['sigma']:g}, scores "
         f"{', '.join(card['scores'])}. Of the clean test images {_share(clean['flagged_5%'])} "

@@ -133,6 +133,7 @@ def red_team(
         "alpha": calibration.alpha,
         "fit_n": calibration.fit_n,
         "calibration_n": calibration.n,
+        "crossed": calibration.crossed,
         "fingerprint": calibration.fingerprint,
         "calibration": calibration.data_digest,
         "test": len(clean[0]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lrpguard.conformal import flagged_rank
+from lrpguard.conformal import flagged_rank, images_text
 from lrpguard.report.alarms import Traffic, false_alarms, promised
 from lrpguard.report.detection import figure, histogram
 from lrpguard.report.markup import Html, code, command_lines, facts, join, paragraph, table
@@ -34,12 +34,13 @@ def calibration_report(run: CalibrationRun, *, traffic: Traffic, command: str) -
     ]
     channels, height, width = calibration.image_shape
     noise = calibration.smoothing
+    used = images_text(calibration.fit_n, calibration.n, crossed=calibration.crossed)
     known = facts(
         [
             ("file", run.name),
             ("model", code(calibration.fingerprint)),
             ("precision", calibration.precision),
-            ("images", f"{calibration.fit_n} fit, {calibration.n} calibrate; digest of all below"),
+            ("images", f"{used}; digest of all below"),
             ("image size", f"{channels} x {height} x {width}"),
             ("noise", f"{noise.n} copies, sigma {noise.sigma:g}"),
             ("composite", noise.composite.name),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from lrpguard.conformal import images_text
 from lrpguard.evaluation.outcomes import GUARD
 from lrpguard.evaluation.tables import Card
 from lrpguard.report import detection, restoration
@@ -128,14 +129,14 @@ def _summary(card: Card) -> Html:
         Tile("Right labels made wrong, of clean images", percent(harm), within(harm)),
     ]
     guard, splits = card["guard"], card["splits"]
+    used = images_text(guard["fit_n"], guard["calibration_n"], crossed=guard.get("crossed", False))
     known = facts(
         [
             ("model", f"{card['model']}, fingerprint {str(card['fingerprint'])[:12]}"),
             ("data", card["data"]),
             (
                 "clean images",
-                f"{guard['fit_n']} fit, {guard['calibration_n']} calibrate, "
-                f"{splits['test']['n']} are judged",
+                f"{used}, {splits['test']['n']} are judged",
             ),
             ("detector", code(guard["detector"])),
             ("noise", f"{guard['n']} copies, sigma {float(guard['sigma']):g}"),

@@ -45,7 +45,7 @@ def test_the_report_for_people(run: Run, clean_folder: Path, tmp_path: Path) -> 
     assert done.code == 0
     low, high = (f"{100 * end:.1f}" for end in Calibration.load(out).fpr_band())
     assert f"alpha      0.05: {low} to {high} % of clean images" in done.out
-    assert "images     40 to calibrate, 1 x 8 x 8 pixels" in done.out
+    assert "images     40 calibrate, 1 x 8 x 8 pixels" in done.out
     assert "copies keep their label" in done.out
     assert f"wrote      {out}" in done.out
     assert "3/3" in done.err  # the progress bar: 40 images in batches of 16

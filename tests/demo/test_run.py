@@ -113,7 +113,7 @@ def test_some_attacks_are_noticed_and_some_labels_restored(result: DemoResult) -
 def test_the_parts_of_the_data_are_those_of_the_splits(result: DemoResult) -> None:
     assert result.train_n == 797
     assert result.test_n == 400
-    assert (result.fit_n, *result.calibration_n) == (300, 300, 600)
+    assert (result.fit_n, *result.calibration_n) == (600, 600, 600)
     assert result.correct == 398
 
 

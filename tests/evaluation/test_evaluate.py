@@ -183,7 +183,10 @@ def test_rows_of_another_run_are_not_mixed_in(
         evaluate(load_digits_model(), other, guard=guard(), settings=settings(folder))
 
 
-def test_both_halves_are_those_of_the_guards_own_calibration(splits: Splits) -> None:
+def test_both_halves_are_those_of_the_guards_own_calibration(
+    splits: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lrpguard.calibrator.SPLIT_FROM", len(splits.pool))
     calibrated = guard()
     calibration = calibrated.calibrate(splits.pool.pixels().split(50))
 
@@ -252,7 +255,8 @@ def test_the_card_says_how_it_was_made_and_can_be_read_back(
     assert read == json.loads(json.dumps(card))
     assert read["splits"]["test"]["digest"] == splits.test.digest
     assert read["splits"]["pool"]["n"] == 220
-    assert read["guard"]["fit_n"] + read["guard"]["calibration_n"] == 220
+    counts = {"fit_n": 220, "calibration_n": 220, "crossed": True}
+    assert {name: read["guard"][name] for name in counts} == counts
     assert {entry["name"] for entry in read["suite"]} == {"fgsm_8", "cw_0", "noise"}
     assert read["baselines"] == {
         "max-softmax": {"attack_free": True, "passes": read["baselines"]["max-softmax"]["passes"]}

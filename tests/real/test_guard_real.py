@@ -136,12 +136,12 @@ class TestCombinedOnResNet20:
     def guard() -> Guard:
         guard = Guard(network("resnet20"), smoothing=Smoothing(n=8), restoration=None)
         calibration = guard.calibrate(pictures("resnet20", 100).split(50), alpha=0.1)
-        assert (calibration.n, calibration.fit_n) == (50, 50)
+        assert (calibration.n, calibration.fit_n, calibration.crossed) == (100, 100, True)
         return guard
 
     def test_realised_rate_is_as_promised(self, guard: Guard) -> None:
         fresh = pictures("resnet20", 160)[100:]
-        low, high = betabinom.ppf([0.001, 0.999], 60, 5, 46)  # k = 5 of n + 1 = 51
+        low, high = betabinom.ppf([0.001, 0.999], 60, 10, 91)  # k = 10 of n + 1 = 101
         assert low <= int(guard(fresh).flagged.sum()) <= high
 
     def test_noise_is_what_no_clean_image_looks_like(self, guard: Guard) -> None:

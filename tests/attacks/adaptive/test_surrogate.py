@@ -58,7 +58,7 @@ def test_each_slope_is_that_of_the_detectors_answer(toy: Toy) -> None:
     pixels = images.clone().requires_grad_()
     label = looks.own.argmax(1)
     (gradient,) = torch.autograd.grad(surrogate.anomaly(pixels, looks, label).sum(), pixels)
-    softer = quantize((images - 2 / 255 * gradient.sign()).detach())
+    softer = quantize((images - 1 / 255 * gradient.sign()).detach())
     assert (surrogate.anomaly(softer, looks, label) < surrogate.anomaly(images, looks, label)).all()
 
 
