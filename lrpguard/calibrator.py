@@ -189,27 +189,59 @@ def _at_looks(rows: list[list[float]], plan: Plan) -> list[Readings]:
 
 
 @dataclass(frozen=True)
-class _Fitted:
-    """A detector, fitted at one look, and what it says of the images that calibrate."""
+class Fitted:
+    """A fitted detector, and what it says of the images that calibrate it.
+
+    Attributes:
+        detector: The detector.
+        anomalies: Scores of the calibrating images, each by a detector that has not seen it [n].
+        proposals: Their evidence for another label [n]; None where there are no candidates.
+    """
 
     detector: Detector
     anomalies: Tensor
     proposals: Tensor | None
 
 
-def _fit(name: str, readings: Readings, alpha: float) -> _Fitted:
-    """Fit a detector to clean images, and say what it makes of those that calibrate it."""
+def _fit(name: str, readings: Readings, alpha: float) -> Fitted:
     if needs_fit(name) and len(readings) < SPLIT_FROM:
         check_size(len(readings), alpha)
-        return _fit_crossed(name, readings)
-    fit_n = round(FIT_SHARE * len(readings)) if needs_fit(name) else 0
-    check_size(len(readings) - fit_n, alpha)
+        return fit_crossed(name, readings)
+    check_size(len(readings) - _fit_n(name, readings), alpha)
+    return fit_split(name, readings)
+
+
+def _fit_n(name: str, readings: Readings) -> int:
+    return round(FIT_SHARE * len(readings)) if needs_fit(name) else 0
+
+
+def fit_split(name: str, readings: Readings) -> Fitted:
+    """Fit to the first half of the images, if the detector learns, and score the others.
+
+    Args:
+        name: Name of the detector.
+        readings: Of clean images, in the order of the split.
+
+    Raises:
+        CalibrationSizeError: Too few images.
+    """
+    fit_n = _fit_n(name, readings)
     detector = fit_detector(name, readings.select(slice(fit_n)))
-    return _Fitted(detector, *_calibrating(detector, readings.select(slice(fit_n, None))))
+    return Fitted(detector, *_calibrating(detector, readings.select(slice(fit_n, None))))
 
 
-def _fit_crossed(name: str, readings: Readings) -> _Fitted:
-    """Fit to all images; score each by a detector fitted to those outside its own part."""
+def fit_crossed(name: str, readings: Readings) -> Fitted:
+    """Fit to all images; score each by a detector fitted to those outside its own tenth.
+
+    Args:
+        name: Name of a detector that learns.
+        readings: Of clean images, in the order of the split.
+
+    Raises:
+        CalibrationSizeError: Too few images.
+
+    Source: Vovk 2015 (cross-conformal prediction); Barber et al. 2021 (jackknife+ and CV+).
+    """
     needed = math.ceil(CombinedDetector.images_needed() * PARTS / (PARTS - 1))
     if len(readings) < needed:
         raise CalibrationSizeError(
@@ -226,7 +258,7 @@ def _fit_crossed(name: str, readings: Readings) -> _Fitted:
         anomalies[rows], proposed = _calibrating(without, readings.select(rows))
         if proposals is not None and proposed is not None:
             proposals[rows] = proposed
-    return _Fitted(detector, anomalies, proposals)
+    return Fitted(detector, anomalies, proposals)
 
 
 def _calibrating(detector: Detector, readings: Readings) -> tuple[Tensor, Tensor | None]:
@@ -235,7 +267,7 @@ def _calibrating(detector: Detector, readings: Readings) -> tuple[Tensor, Tensor
     return anomalies, _proposals(detector, readings, anomalies)
 
 
-def _staged(looks: Looks, fitted: Sequence[_Fitted]) -> Staged:
+def _staged(looks: Looks, fitted: Sequence[Fitted]) -> Staged:
     proposals = [at.proposals for at in fitted if at.proposals is not None]
     return Staged(
         looks=looks,
