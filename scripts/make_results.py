@@ -4,8 +4,8 @@
     python scripts/make_results.py build/resnet20/card.json
 
 takes that card into docs/results/ as evaluation_resnet20.json, and makes the page of all cards
-there. Without arguments it only makes the page. What docs/results_notes.md says, where it is
-there, stands at the head of the page.
+there, and the lines of them in README.md. Without arguments it only makes these. What
+docs/results_notes.md says, where it is there, stands at the head of the page.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from lrpguard.errors import LrpGuardError
+from lrpguard.evaluation.brief import with_brief
 from lrpguard.evaluation.paper.card import write_card
 from lrpguard.evaluation.tables import read_card, results_page
 
@@ -29,6 +30,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("cards", nargs="*", type=Path, help="cards to take into docs/results/")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the page goes")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="where lines go")
     args = parser.parse_args(arguments)
     results: Path = args.docs / "results"
     try:
@@ -43,7 +45,9 @@ def main(arguments: list[str]) -> int:
     notes = args.docs / "results_notes.md"
     text = results_page(cards, notes=notes.read_text(encoding="utf-8") if notes.is_file() else "")
     (args.docs / "results.md").write_text(text, encoding="utf-8")
-    print(f"wrote results.md of {len(cards)} cards")
+    readme: Path = args.readme
+    readme.write_text(with_brief(readme.read_text(encoding="utf-8"), cards), encoding="utf-8")
+    print(f"wrote results.md of {len(cards)} cards, and their lines in {readme.name}")
     return 0
 
 

@@ -90,27 +90,27 @@ def card_tables(card: Card) -> str:
 def attack_table(card: Card) -> str:
     """Return what the guard does at each attack, and at the worst for each sample."""
     results = card["results"]
-    rows = [_attack_cells(_titles(card)[name], found) for name, found in results["attacks"].items()]
+    rows = [_attack_cells(titles(card)[name], found) for name, found in results["attacks"].items()]
     worst = results["per_sample"]
     own = worst["detectors"][GUARD]
     rows.append(
         [
             "**worst per sample**",
-            _share(worst["success"]),
-            _share(own["5"]["tpr"]),
-            _share(own["1"]["tpr"]),
+            share(worst["success"]),
+            share(own["5"]["tpr"]),
+            share(own["1"]["tpr"]),
             "-",
-            _value(own["auroc"]),
-            _share(own["5"]["sr"]),
-            _share(own["1"]["sr"]),
-            _share(worst["restored_of_success"]),
+            value(own["auroc"]),
+            share(own["5"]["sr"]),
+            share(own["1"]["sr"]),
+            share(worst["restored_of_success"]),
             "-",
         ]
     )
     suite = results["suite"]["detectors"][GUARD]
-    mean_5, mean_1 = _percent(suite["5"]["mean_tpr"]), _percent(suite["1"]["mean_tpr"])
+    mean_5, mean_1 = percent(suite["5"]["mean_tpr"]), percent(suite["1"]["mean_tpr"])
     rows.append(
-        ["**mean over attacks**", "-", mean_5, mean_1, "-", _value(suite["auroc"]), *["-"] * 4]
+        ["**mean over attacks**", "-", mean_5, mean_1, "-", value(suite["auroc"]), *["-"] * 4]
     )
     head = (
         "attack",
@@ -131,15 +131,15 @@ def _attack_cells(title: str, found: Mapping[str, Any]) -> list[str]:
     own = found["detectors"][GUARD]
     return [
         title,
-        _share(found["success"]),
-        _share(own["5"]["tpr"]),
-        _share(own["1"]["tpr"]),
-        _share(own["5"]["tpr_attempts"]),
-        _value(own["auroc"]),
-        _share(own["5"]["sr"]),
-        _share(own["1"]["sr"]),
-        _share(found["restored_of_success"]),
-        _share(found["accuracy_guarded"]),
+        share(found["success"]),
+        share(own["5"]["tpr"]),
+        share(own["1"]["tpr"]),
+        share(own["5"]["tpr_attempts"]),
+        value(own["auroc"]),
+        share(own["5"]["sr"]),
+        share(own["1"]["sr"]),
+        share(found["restored_of_success"]),
+        share(found["accuracy_guarded"]),
     ]
 
 
@@ -155,14 +155,14 @@ def baseline_table(card: Card) -> str:
         rows.append(
             [
                 _detector_title(card, name),
-                _percent(found["5"]["mean_tpr"]),
-                _percent(found["1"]["mean_tpr"]),
-                _value(found["auroc"]),
-                "-" if worst is None else f"{_share(worst)} ({_titles(card)[worst['attack']]})",
-                _share(per_sample[name]["5"]["tpr"]),
-                _share(per_sample[name]["5"]["sr"]),
-                _share(fpr),
-                "-" if ahead is None else _percent(ahead["5"]),
+                percent(found["5"]["mean_tpr"]),
+                percent(found["1"]["mean_tpr"]),
+                value(found["auroc"]),
+                "-" if worst is None else f"{share(worst)} ({titles(card)[worst['attack']]})",
+                share(per_sample[name]["5"]["tpr"]),
+                share(per_sample[name]["5"]["sr"]),
+                share(fpr),
+                "-" if ahead is None else percent(ahead["5"]),
             ]
         )
     head = (
@@ -183,7 +183,7 @@ def by_attack_table(card: Card) -> str:
     """Return the share of successful attacks that each detector notices at 5 %."""
     names = list(card["results"]["suite"]["detectors"])
     rows = [
-        [_titles(card)[attack], *(_rate(found["detectors"][name]["5"]["tpr"]) for name in names)]
+        [titles(card)[attack], *(_rate(found["detectors"][name]["5"]["tpr"]) for name in names)]
         for attack, found in card["results"]["attacks"].items()
     ]
     return markdown(("attack", *names), rows)
@@ -193,15 +193,15 @@ def restoration_table(card: Card) -> str:
     """Return what every restoration makes of the attacks, on average, and of clean images."""
     results = card["results"]
     found, own = results["restorations"], results["restorations"]["suite"][GUARD]
-    harm = _share(results["clean"]["harm_wrong"])
-    rows = [["**lrpguard**, as it answers", "-", _percent(own["flagged"]), "-", harm, "none"]]
+    harm = share(results["clean"]["harm_wrong"])
+    rows = [["**lrpguard**, as it answers", "-", percent(own["flagged"]), "-", harm, "none"]]
     rows += [
         [
             _restoration_title(card, name),
-            _percent(means["told"]),
-            _percent(means["flagged"]),
-            _percent(means["guard_ahead"]),
-            _share(found["clean_harm"][name]),
+            percent(means["told"]),
+            percent(means["flagged"]),
+            percent(means["guard_ahead"]),
+            share(found["clean_harm"][name]),
             card["restorations"].get(name, {"passes": "those of the detector"})["passes"],
         ]
         for name, means in found["suite"].items()
@@ -217,7 +217,7 @@ def restoration_by_attack_table(card: Card) -> str:
     names = [name for name in card["results"]["restorations"]["suite"] if name != GUARD]
     rows = [
         [
-            _titles(card)[attack],
+            titles(card)[attack],
             _short(shares[GUARD]["flagged"]),
             *(_short(shares[name]["told"]) for name in names),
         ]
@@ -244,26 +244,26 @@ def control_table(card: Card) -> str:
     rows = [
         [
             "clean",
-            f"{_share(fpr['5'])}; expected {bands['5']}",
-            f"{_share(fpr['1'])}; expected {bands['1']}",
-            _share(clean["accuracy"]),
-            _share(clean["accuracy_guarded"]),
+            f"{share(fpr['5'])}; expected {bands['5']}",
+            f"{share(fpr['1'])}; expected {bands['1']}",
+            share(clean["accuracy"]),
+            share(clean["accuracy_guarded"]),
         ]
     ]
     rows += [
         [
-            _titles(card)[name],
-            _share(found["flagged"][GUARD]["5"]),
-            _share(found["flagged"][GUARD]["1"]),
-            _share(found["accuracy"]),
-            _share(found["accuracy_guarded"]),
+            titles(card)[name],
+            share(found["flagged"][GUARD]["5"]),
+            share(found["flagged"][GUARD]["1"]),
+            share(found["accuracy"]),
+            share(found["accuracy_guarded"]),
         ]
         for name, found in controls.items()
     ]
     head = ("images", "flagged at 5 %", "flagged at 1 %", "model right", "right after the guard")
     harm = (
         f"Harm, of all clean images: right label replaced by a wrong one "
-        f"{_share(clean['harm_wrong'])}; by `unknown` {_share(clean['harm_unknown'])}."
+        f"{share(clean['harm_wrong'])}; by `unknown` {share(clean['harm_unknown'])}."
     )
     return f"{markdown(head, rows)}\n\n{harm}"
 
@@ -290,7 +290,8 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _titles(card: Card) -> dict[str, str]:
+def titles(card: Card) -> dict[str, str]:
+    """Return the title of each attack, by its name."""
     return {entry["name"]: entry["title"] for entry in card["suite"]}
 
 
@@ -301,7 +302,8 @@ def _detector_title(card: Card, name: str) -> str:
     return f"{name}{trained}"
 
 
-def _share(found: Mapping[str, Any]) -> str:
+def share(found: Mapping[str, Any]) -> str:
+    """Return a share in per cent, with its Wilson interval and counts."""
     return str(proportion(found["successes"], found["n"]))
 
 
@@ -317,13 +319,15 @@ def _short(found: Mapping[str, Any]) -> str:
     return f"{value:.0f} ({100 * found['low']:.0f}-{100 * found['high']:.0f})"
 
 
-def _value(found: Mapping[str, Any]) -> str:
+def value(found: Mapping[str, Any]) -> str:
+    """Return a number with its interval; a dash where there is none."""
     if found["value"] is None:
         return "-"
     return f"{found['value']:.3f} ({found['low']:.3f}-{found['high']:.3f})"
 
 
-def _percent(found: Mapping[str, Any]) -> str:
+def percent(found: Mapping[str, Any]) -> str:
+    """Return a mean share in per cent, with its interval; a dash where there is none."""
     if found["value"] is None:
         return "-"
     value, low, high = (100 * found[end] for end in ("value", "low", "high"))

@@ -13,7 +13,12 @@ def test_without_cards_the_page_has_its_head_and_the_notes(tmp_path: Path) -> No
     (tmp_path / "results").mkdir()
     (tmp_path / "results_notes.md").write_text("What stands out.\n")
 
-    assert make_results.main(["--docs", str(tmp_path)]) == 0
+    readme = tmp_path / "README.md"
+    readme.write_text("# Mine\n")
+
+    assert make_results.main(["--docs", str(tmp_path), "--readme", str(readme)]) == 0
+
+    assert readme.read_text() == "# Mine\n"
 
     page = (tmp_path / "results.md").read_text()
     assert page.startswith("# Results\n")

@@ -1,0 +1,122 @@
+"""The few lines of evaluations that the README shows, made from their cards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lrpguard.conformal import images_text
+from lrpguard.evaluation.outcomes import GUARD
+from lrpguard.evaluation.tables import Card, markdown, percent, share, titles, value
+
+BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+"""What the lines stand between."""
+
+SHOWN = (
+    "fgsm_4",
+    "pgd_1_10",
+    "pgd_2_10",
+    "pgd_8_10",
+    "pgd_l2_0.5",
+    "apgd_ce_4",
+    "apgd_dlr_4",
+    "cw_0",
+    "deepfool",
+    "ead",
+    "square_8",
+    "patch",
+)
+"""Attacks that are shown one by one."""
+
+
+def brief(cards: Sequence[Card]) -> str:
+    """Return the table of all cards side by side, and a line on each.
+
+    Args:
+        cards: Evaluations, at least one; each with every attack of ``SHOWN``.
+    """
+    names = titles(cards[0])
+    rows = [
+        [names[attack], *(_attack(card["results"]["attacks"][attack]) for card in cards)]
+        for attack in SHOWN
+    ]
+    rows += [
+        [title, *(cell(card) for card in cards)]
+        for title, cell in (
+            ("**mean over its attacks**, flagged", _mean),
+            ("AUROC, mean", lambda card: value(_suite(card)["auroc"])),
+            ("worst attack, flagged", _worst),
+            (
+                "**fool model and guard**, the best attack for each image",
+                lambda card: share(card["results"]["per_sample"]["detectors"][GUARD]["5"]["sr"]),
+            ),
+            (
+                "clean images flagged",
+                lambda card: share(card["results"]["clean"]["fpr"][GUARD]["5"]),
+            ),
+            (
+                "clean right label made wrong",
+                lambda card: share(card["results"]["clean"]["harm_wrong"]),
+            ),
+            (
+                "clean right label made `unknown`",
+                lambda card: share(card["results"]["clean"]["harm_unknown"]),
+            ),
+        )
+    ]
+    head = ("flagged; restored; of successful attacks", *(str(card["model"]) for card in cards))
+    return "\n".join([markdown(head, rows), "", *(_line(card) for card in cards)])
+
+
+def with_brief(text: str, cards: Sequence[Card]) -> str:
+    """Return a page with the lines between its marks made anew; one without marks as it is."""
+    if BEGIN not in text or END not in text or not cards:
+        return text
+    before, rest = text.split(BEGIN, 1)
+    after = rest.split(END, 1)[1]
+    return f"{before}{BEGIN}\n{brief(cards)}\n{END}{after}"
+
+
+def _suite(card: Card) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = card["results"]["suite"]["detectors"][GUARD]
+    return found
+
+
+def _attack(found: Mapping[str, Any]) -> str:
+    flagged, right = found["detectors"][GUARD]["5"]["tpr"], found["restored_of_success"]
+    return f"{share(flagged)}; {share(right)}"
+
+
+def _mean(card: Card) -> str:
+    count = len(card["results"]["suite"]["attacks"])
+    return f"{percent(_suite(card)['5']['mean_tpr'])} of {count}"
+
+
+def _worst(card: Card) -> str:
+    worst = _suite(card)["5"]["worst"]
+    return f"{titles(card)[worst['attack']]}: {share(worst)}"
+
+
+def _line(card: Card) -> str:
+    """Return one item of a list: what was evaluated, and what stands beside it."""
+    guard, results = card["guard"], card["results"]
+    used = images_text(guard["fit_n"], guard["calibration_n"], crossed=guard.get("crossed", False))
+    text = (
+        f"- {card['model']}, {card['data']}: of the clean images {used}; "
+        f"{card['splits']['test']['n']} others are judged, {results['per_sample']['attempts']} of "
+        f"them right and attacked; n = {guard['n']}, sigma = {guard['sigma']:g}, seed "
+        f"{card['seed']}. "
+    )
+    noise = results["controls"].get("noise")
+    if noise is not None:
+        flagged = share(noise["flagged"][GUARD]["5"])
+        text += f"With Gaussian noise, no attack, {flagged} are flagged. "
+    ahead = results["suite"]["guard_ahead_of"]
+    if ahead:
+        name = min(ahead, key=lambda other: float(ahead[other]["5"]["value"]))
+        points = [100 * ahead[name]["5"][end] for end in ("value", "low", "high")]
+        text += (
+            f"On the mean {points[0]:.1f} points ({points[1]:.1f} to {points[2]:.1f}) ahead of the "
+            f"best of {len(ahead)} other detectors, `{name}`, on the same images."
+        )
+    return text.rstrip()

@@ -1,0 +1,36 @@
+"""The README's lines are those of the cards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lrpguard.evaluation.brief import BEGIN, END, SHOWN, brief, with_brief
+from lrpguard.evaluation.tables import read_card
+
+ROOT = Path(__file__).resolve().parents[2]
+CARDS = [read_card(path) for path in sorted((ROOT / "docs" / "results").glob("evaluation_*.json"))]
+
+
+def test_the_readme_shows_the_cards_that_lie_in_docs() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert BEGIN in text
+    assert with_brief(text, CARDS) == text
+
+
+def test_every_cell_is_that_of_its_card() -> None:
+    lines = brief(CARDS).splitlines()
+    assert len(lines) == 2 + len(SHOWN) + 7 + 1 + len(CARDS)
+    for column, card in enumerate(CARDS, 2):
+        found = card["results"]["attacks"]["ead"]
+        counts = [found["detectors"]["guard"]["5"]["tpr"], found["restored_of_success"]]
+        cell = next(line for line in lines if line.startswith("| EAD")).split("|")[column]
+        for count in counts:
+            assert f"{count['successes']}/{count['n']}" in cell
+        assert any(str(card["model"]) in line for line in lines[-len(CARDS) :])
+
+
+def test_what_stands_around_the_marks_stays() -> None:
+    page = with_brief(f"before\n{BEGIN}\nold\n{END}\nafter\n", CARDS[:1])
+    assert page == f"before\n{BEGIN}\n{brief(CARDS[:1])}\n{END}\nafter\n"
+    assert with_brief("no marks\n", CARDS) == "no marks\n"
+    assert with_brief(page, []) == page
