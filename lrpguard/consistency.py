@@ -141,8 +141,8 @@ class ConsistencyModel:
     rank_weight: Tensor
 
     @staticmethod
-    def fit(found: Candidates) -> ConsistencyModel:
-        """Fit to the candidates of n clean images."""
+    def fit(found: Candidates, rank_weight: float = RANK_WEIGHT) -> ConsistencyModel:
+        """Fit to the candidates of n clean images; the weight of the ranks is not fitted."""
         values = found.values.flatten(0, 1)
         keys = _keys(found).flatten()
         pairs, index = keys.unique(return_inverse=True)
@@ -168,7 +168,7 @@ class ConsistencyModel:
                 [_weights(covariance, everywhere), _weights(covariance, 1 - everywhere)]
             ),
             trust=trust / trust.sum(),
-            rank_weight=torch.tensor([RANK_WEIGHT], dtype=torch.float64),
+            rank_weight=torch.tensor([rank_weight], dtype=torch.float64),
         )
 
     def scores(self, found: Candidates) -> Tensor:

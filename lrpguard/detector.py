@@ -15,7 +15,7 @@ from scipy.optimize import nnls
 from scipy.special import ndtri
 from torch import Tensor
 
-from lrpguard.consistency import Candidates, ConsistencyModel
+from lrpguard.consistency import RANK_WEIGHT, Candidates, ConsistencyModel
 from lrpguard.errors import CalibrationSizeError, ConfigurationError
 from lrpguard.readings import Readings
 from lrpguard.scores import SCORES
@@ -127,12 +127,17 @@ class CombinedDetector:
         return FIT_IMAGES_PER_SCORE * (1 + len(score_names))
 
     @staticmethod
-    def fit(readings: Readings, score_names: tuple[str, ...] = COMBINED_SCORES) -> CombinedDetector:
+    def fit(
+        readings: Readings,
+        score_names: tuple[str, ...] = COMBINED_SCORES,
+        rank_weight: float = RANK_WEIGHT,
+    ) -> CombinedDetector:
         """Fit to the readings of n clean images.
 
         Args:
             readings: Scores and candidates, at least those of ``score_names``.
             score_names: Scores beside the consistency, of ``SIDES``.
+            rank_weight: See :class:`ConsistencyModel`; 0 is for the ablation.
 
         Raises:
             CalibrationSizeError: Fewer than ``FIT_IMAGES_PER_SCORE`` images a score.
@@ -145,7 +150,7 @@ class CombinedDetector:
                 "or use detector='paper', which fits nothing."
             )
         found = _candidates(readings)
-        unseen = _unseen_consistency(found)
+        unseen = _unseen_consistency(found, rank_weight)
         scores = torch.stack([unseen, *_turned(readings, score_names)], dim=1)
         reference = scores.sort(dim=0).values
         mapped = _to_normal(scores, reference)
@@ -155,7 +160,8 @@ class CombinedDetector:
         diagonal = torch.diag(covariance.diagonal())
         covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * diagonal
         root = torch.linalg.cholesky(torch.linalg.inv(covariance)).T.contiguous()
-        return CombinedDetector(ConsistencyModel.fit(found), score_names, reference, root)
+        model = ConsistencyModel.fit(found, rank_weight)
+        return CombinedDetector(model, score_names, reference, root)
 
     def anomaly(self, readings: Readings) -> Tensor:
         """Return the anomaly score of each request, >= 0, float64 [B]."""
@@ -240,7 +246,7 @@ def _turned(readings: Readings, names: tuple[str, ...]) -> list[Tensor]:
     return [SIDES[name] * readings.column(name) for name in names]
 
 
-def _unseen_consistency(found: Candidates) -> Tensor:
+def _unseen_consistency(found: Candidates, rank_weight: float) -> Tensor:
     """Return the consistency of clean images under models that have not seen them [n].
 
     A model knows the images that it was fitted on too well, most of all with many classes.
@@ -248,7 +254,7 @@ def _unseen_consistency(found: Candidates) -> Tensor:
     part = torch.arange(len(found)) % FOLDS
     scores = torch.empty(len(found), dtype=torch.float64)
     for fold in range(FOLDS):
-        model = ConsistencyModel.fit(found.select(part != fold))
+        model = ConsistencyModel.fit(found.select(part != fold), rank_weight)
         scores[part == fold] = model.suspicion(found.select(part == fold))
     return scores
 

@@ -34,7 +34,7 @@ from lrpguard.scores import SCORES
 ROOT = Path(__file__).resolve().parents[1]
 ALPHA = 0.05
 SIZES = (60, 100, 200, 440)
-DRAWS = 100
+DRAWS = 40
 JUDGED = 400
 DIGITS_NOISE = Smoothing(n=8, sigma=0.1)
 WAYS: dict[str, Callable[[str, Readings], Fitted]] = {"split": fit_split, "crossed": fit_crossed}

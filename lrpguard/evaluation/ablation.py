@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lrpguard.conformal import conformal_p_values
+from lrpguard.consistency import RANK_WEIGHT
 from lrpguard.detector import COMBINED_SCORES, CombinedDetector, Detector, PaperDetector
 from lrpguard.evaluation.bootstrap import (
     Floats,
@@ -37,11 +38,13 @@ class Variant:
         title: What tables call it.
         values: Values of the candidates that its consistency sees.
         scores: Scores beside the consistency; None for the paper's score alone.
+        rank_weight: What a candidate's rank costs it.
     """
 
     title: str
     values: tuple[int, ...]
     scores: tuple[str, ...] | None
+    rank_weight: float = RANK_WEIGHT
 
 
 def _without(*names: str) -> tuple[str, ...]:
@@ -60,6 +63,7 @@ VARIANTS = (
     ),
     Variant("without the roughest place", GAP + NOISE + VIEWS, _without("place_roughness")),
     Variant("without margin", GAP + NOISE + VIEWS, _without("margin")),
+    Variant("without the candidates' ranks", GAP + NOISE + VIEWS, EVERY, 0.0),
     Variant("without noisy copies", GAP + VIEWS, EVERY),
     Variant("without denoised views", GAP + NOISE, EVERY),
     Variant("logits alone: consistency and margin", GAP + NOISE + VIEWS, ("margin",)),
@@ -190,7 +194,7 @@ def _percent(value: Interval) -> str:
 def _fitted(variant: Variant, fit: Readings) -> Detector:
     if variant.scores is None:
         return PaperDetector()
-    return CombinedDetector.fit(_seen(variant, fit), variant.scores)
+    return CombinedDetector.fit(_seen(variant, fit), variant.scores, variant.rank_weight)
 
 
 def _seen(variant: Variant, readings: Readings) -> Readings:
