@@ -16,7 +16,7 @@ from lrpguard.serving.metrics import Metrics
 from lrpguard.serving.records import Call
 from lrpguard.serving.refusal import RefusedError, of_error, overloaded, too_late
 from lrpguard.serving.sizes import passes, run_choices
-from lrpguard.serving.worker import FullError, Job, Worker
+from lrpguard.serving.worker import FullError, Job, LateError, Worker
 from lrpguard.smoothing import clean_logits, to_model
 
 BARE_SHARE = 0.1
@@ -60,6 +60,8 @@ class Runner:
         try:
             return await self._judge(guard, images, call, until, maps=maps)
         except FullError as full:
+            if opens and isinstance(full, LateError):
+                return await self.bypassed(guard, images, call, "deadline")
             if self._policy.on_overload != "bypass":
                 raise overloaded(full.retry_after) from full
             return await self.bypassed(guard, images, call, "overload")
@@ -81,8 +83,8 @@ class Runner:
         """Wait for the thread, and judge.
 
         Raises:
-            FullError: There is no room.
-            TimeoutError: It was not done by then.
+            FullError: There is no room, or it was not begun by then.
+            TimeoutError: It was begun, and not done by then.
             Exception: Whatever the guard raises.
         """
         block = self._policy.on_overload == "block"
@@ -156,6 +158,13 @@ class Runner:
         block: bool,
         stage: str = "guard",
     ) -> T:
+        """Put a run into a thread's queue, and wait for its end.
+
+        Raises:
+            FullError: There is no room; or, :class:`LateError`, it was not begun in time.
+            TimeoutError: It was begun, and not done in time.
+            Exception: Whatever the run raises.
+        """
         queued = time.perf_counter()
         try:
             future = await worker.enter(job, block=block)
@@ -163,6 +172,10 @@ class Runner:
             return await asyncio.wait_for(
                 asyncio.shield(future), max(0, job.until - time.monotonic())
             )
+        except TimeoutError:
+            if job.begun is None:  # it only waited: too many requests, no failure of the guard
+                raise LateError(worker.retry_after()) from None
+            raise
         finally:
             job.abandoned.set()
             if job.begun is not None:

@@ -31,6 +31,10 @@ class FullError(Exception):
         self.retry_after = retry_after
 
 
+class LateError(FullError):
+    """It waited for its turn for so long that it was not begun."""
+
+
 class AbandonedError(Exception):
     """Nobody waits for this run any more, so it was not begun."""
 
@@ -72,11 +76,18 @@ class Job(Generic[T]):
         fitting = [k for k, size in enumerate(self.sizes) if at + size * seconds <= self.until]
         return max(fitting, default=0)
 
-    def __call__(self, per_unit: float | None) -> T:
-        """Run it, unless it was abandoned."""
+    def __call__(self, per_unit: float | None, *, others_wait: bool = False) -> T:
+        """Run it, unless it was abandoned, or would be late and keep others waiting.
+
+        A late one that nobody waits behind is run: it may be the estimate that is wrong, and only
+        a run mends that.
+        """
         if self.abandoned.is_set():
             raise AbandonedError
-        choice = self.choose(time.monotonic(), per_unit)
+        at = time.monotonic()
+        if others_wait and at + self.sizes[0] * (per_unit or 0.0) > self.until:
+            raise LateError(1)
+        choice = self.choose(at, per_unit)
         self.size = self.sizes[choice]
         self.begun = time.perf_counter()
         try:
@@ -123,6 +134,10 @@ class Worker:
             at += size * per_unit
         return at - now
 
+    def retry_after(self) -> int:
+        """Return the seconds after which there may be room, at least 1."""
+        return max(1, math.ceil(self.expected_wait()))
+
     async def enter(self, job: Job[T], *, block: bool) -> asyncio.Future[T]:
         """Put a run into the queue.
 
@@ -138,15 +153,15 @@ class Worker:
                 in its smallest size.
         """
         needed = self.expected_wait() + job.sizes[0] * (self._per_unit or 0.0)
-        if self._jobs and not block and time.monotonic() + needed > job.until:
-            raise FullError(self._retry_after())
+        if self._jobs and not block and time.monotonic() + HEADROOM * needed > job.until:
+            raise FullError(self.retry_after())
         if self._room.locked():
             if not block:
-                raise FullError(self._retry_after())
+                raise FullError(self.retry_after())
             try:
                 await asyncio.wait_for(self._room.acquire(), job.until - time.monotonic())
             except TimeoutError:
-                raise FullError(self._retry_after()) from None
+                raise FullError(self.retry_after()) from None
         else:
             await self._room.acquire()
         return self._submit(job)
@@ -159,18 +174,22 @@ class Worker:
         self._jobs.append(job)
         self._tell(self.depth)
         loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(self._thread, lambda: job(self._per_unit))
+        future = loop.run_in_executor(self._thread, lambda: self._run(job))
         future.add_done_callback(lambda _: self._leave(job))
         return future
+
+    def _run(self, job: Job[T]) -> T:
+        """Run a job in the thread, and learn from it before the next one begins."""
+        others_wait = any(other.begun is None for other in tuple(self._jobs) if other is not job)
+        try:
+            return job(self._per_unit, others_wait=others_wait)
+        finally:
+            if job.begun is not None and job.ended is not None:
+                took = (job.ended - job.begun) / job.size
+                known = took if self._per_unit is None else self._per_unit
+                self._per_unit = known + SMOOTHING * (took - known)
 
     def _leave(self, job: Job[T]) -> None:
         self._jobs.remove(job)
         self._tell(self.depth)
         self._room.release()
-        if job.begun is not None and job.ended is not None:
-            took = (job.ended - job.begun) / job.size
-            known = took if self._per_unit is None else self._per_unit
-            self._per_unit = known + SMOOTHING * (took - known)
-
-    def _retry_after(self) -> int:
-        return max(1, math.ceil(self.expected_wait()))

@@ -212,6 +212,18 @@ class TestDeadline:
             held.gate.set()
         assert answer.status_code == 504
 
+    def test_what_waits_until_its_deadline_is_shed(self, files: Files, held: Behaviour) -> None:
+        """It was let in, since nothing was known yet of how long a run takes."""
+        with running(small_config(files, "limits.deadline_ms=2000")) as url:
+            clients = Clients(url, files.clean[0])
+            begun = hold(held, url, clients, depth=1)[0]
+            waiting = predict(url, files.clean[1])
+            assert begun.result().status_code == 504
+            held.gate.set()
+            clients.close()
+        assert waiting.status_code == 429
+        assert int(waiting.headers["retry-after"]) >= 1
+
     def test_a_run_that_was_given_up_is_counted_until_it_ends(
         self, files: Files, held: Behaviour
     ) -> None:
@@ -235,7 +247,7 @@ class TestDeadline:
             wait_until(answered, seconds=60)
             held.gate.set()
         assert answers[-1].json()["reason"] == "deadline"
-        assert {answer.status_code for answer in answers[:-1]} <= {504}
+        assert {answer.status_code for answer in answers[:-1]} <= {429, 504}
 
     def test_a_jump_of_the_wall_clock_moves_no_deadline(
         self, files: Files, monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from lrpguard.serving.worker import HEADROOM, FullError, Job, Worker
+from lrpguard.serving.worker import HEADROOM, FullError, Job, LateError, Worker
 
 FAR = math.inf
 
@@ -34,6 +34,14 @@ class TestChoice:
         job = sized(1, 2, until=time.monotonic() - 1)
         assert job(per_unit=1.0) == 0
         assert job.size == 1
+
+    def test_a_late_one_that_keeps_others_waiting_is_not_begun(self) -> None:
+        late = sized(1, 2, until=time.monotonic() + 10)
+        with pytest.raises(LateError):
+            late(per_unit=100.0, others_wait=True)
+        assert late.begun is None
+        assert late(per_unit=100.0) == 0  # alone, it shows whether that is still so
+        assert sized(1, 2)(per_unit=100.0, others_wait=True) == 1
 
 
 class TestEstimate:
@@ -89,3 +97,41 @@ class TestEstimate:
             worker.close()
 
         asyncio.run(scenario())
+
+    def test_what_would_barely_be_in_time_is_no_room(self) -> None:
+        async def scenario(seconds: float) -> bool:
+            worker = Worker(4, "test")
+            await (await worker.enter(Job(lambda _: time.sleep(0.1), [1.0], FAR), block=False))
+            held = threading.Event()
+            first = await worker.enter(Job(lambda _: held.wait(30), [100.0], FAR), block=False)
+            needed = worker.expected_wait() * 2  # the one before, and itself
+            late = sized(100.0, until=time.monotonic() + seconds * needed)
+            try:
+                await worker.enter(late, block=False)
+                refused = False
+            except FullError:
+                refused = True
+            held.set()
+            await first
+            worker.close()
+            return refused
+
+        assert asyncio.run(scenario(1.1))
+        assert not asyncio.run(scenario(1.3))
+
+    def test_a_queue_that_comes_to_stand_is_cleared_for_those_in_time(self) -> None:
+        """Runs get slower than was known when they were let in."""
+
+        async def scenario() -> list[object]:
+            worker = Worker(4, "test")
+            await (await worker.enter(Job(lambda _: None, [1.0], FAR), block=False))
+            slow = Job(lambda _: time.sleep(0.5), [1.0], FAR)
+            late = sized(10.0, until=time.monotonic() + 0.6)
+            futures = [await worker.enter(job, block=False) for job in (slow, late, sized(1.0))]
+            found = await asyncio.gather(*futures, return_exceptions=True)
+            worker.close()
+            return found
+
+        first, second, third = asyncio.run(scenario())
+        assert (first, third) == (None, 0)
+        assert isinstance(second, LateError)
