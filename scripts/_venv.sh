@@ -1,8 +1,9 @@
 # Sourced by scripts/demo and scripts/test. Sets:
 #   root         the project's root
 #   venv_python  the interpreter of its .venv
-# and defines ensure_venv, which makes .venv and installs lrpguard into it, and does nothing when
-# that was done before. To start over, remove .venv.
+# and defines ensure_venv, which makes .venv and installs lrpguard into it, and ensure_layer, which
+# makes an environment on top of it. Both do nothing when that was done before. To start over,
+# remove .venv.
 
 root="$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)"
 venv="$root/.venv"
@@ -67,4 +68,27 @@ ensure_venv() {
   rm -f "$stamp"
   (cd "$root" && "$venv_python" -m pip install -e ".[${wanted// /,}]" >&2)
   printf '%s\n%s\n' "$current" "$wanted" >"$stamp"
+}
+
+# ensure_layer NAME PACKAGE...: .venv/NAME has these packages, and all that .venv has, except where
+# these want other versions. Sets layer_python. pip tells of the clashes; here they do no harm.
+ensure_layer() {
+  local layer="$venv/$1" wanted
+  shift
+  layer_python="$layer/bin/python"
+  wanted="$(fingerprint) $*" || return
+  if [ "$(cat "$layer/installed" 2>/dev/null)" = "$wanted" ]; then
+    return
+  fi
+  rm -rf "$layer"
+  "$venv_python" -m venv "$layer" >&2 || return
+  "$venv_python" -c '
+import sys, sysconfig
+lower = sysconfig.get_path("purelib")
+upper = sysconfig.get_path("purelib", vars={"base": sys.argv[1]})
+with open(upper + "/below.pth", "w", encoding="utf-8") as file:
+    print(f"import site; site.addsitedir({lower!r})", file=file)
+' "$layer" || return
+  "$layer_python" -m pip install "$@" >&2 || return
+  printf '%s\n' "$wanted" >"$layer/installed"
 }
