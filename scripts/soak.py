@@ -1,6 +1,6 @@
 """Load the service at twice its capacity, or measure what it adds to the library's call.
 
-    python scripts/soak.py load --seconds 1800     # the bar; the tests run 20 seconds
+    python scripts/soak.py load --seconds 1800     # the bar; the tests run a minute
     python scripts/soak.py overhead                # p50 of a request, less p50 of guard(image)
 
 Both serve the packaged digits model by ``lrpguard serve`` on a free port of loopback, and print
