@@ -2,11 +2,12 @@
 
     python scripts/make_explanations.py --model resnet20
     python scripts/make_explanations.py --model squeezenet1_1
+    python scripts/make_explanations.py --model resnet20 --copies 50 --rules epsilon cmp
     python scripts/make_explanations.py --tables          # the page alone, from the cards
 
 Weights and images come from the folder that LRPGUARD_DATA names, or from the options. An
-interrupted run that is started again goes on where it stopped; see --rows. About ten minutes of one
-core a model.
+interrupted run that is started again goes on where it stopped; see --rows. Ten to twenty minutes of
+one core each.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from lrpguard.evaluation.paper import write_card
 from lrpguard.evaluation.paper.setup import load_labelled
 from lrpguard.noise import image_digest
 from lrpguard.rowlog import RowLog
+from lrpguard.smoothing import PAPER_SIGMA
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -50,9 +52,12 @@ PLANS: Mapping[str, Plan] = {
         images=300,
         probed=20,
     ),
-    "squeezenet1_1": Plan(("epsilon", "epsilon-gamma-box", "cmp"), GRID, images=40, probed=4),
+    "squeezenet1_1": Plan(("epsilon", "cmp"), (Smooth(4, 0.05),), images=300, probed=8),
 }
-"""What is measured on each model: every preset but LRP-0, whose maps are those of epsilon."""
+"""What is measured on each model: every preset but LRP-0, whose maps are those of epsilon.
+
+SqueezeNet's images are fifty times as large, so that less is measured on each.
+"""
 
 BATCH = {"resnet20": 20, "squeezenet1_1": 4}
 """Images measured together; a file of rows may hold fewer images of the last batch."""
@@ -68,6 +73,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="images: a folder, an .npz")
     parser.add_argument("--images", type=int, help="how many (default: the plan's)")
     parser.add_argument("--probed", type=int, help="how many for sensitivity and random weights")
+    parser.add_argument("--rules", nargs="+", metavar="RULE", help="which (default: the plan's)")
+    parser.add_argument(
+        "--copies",
+        type=int,
+        help=f"this many at sigma = {PAPER_SIGMA}, in place of the plan's grid",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     parser.add_argument("--rows", type=Path, help="JSONL of rows (default build/...)")
@@ -82,7 +93,14 @@ def plan_of(args: argparse.Namespace) -> Plan:
     plan = PLANS[args.model]
     images = plan.images if args.images is None else args.images
     probed = min(plan.probed, images) if args.probed is None else args.probed
-    return replace(plan, images=images, probed=probed, seed=args.seed)
+    rules = plan.rules if args.rules is None else tuple(args.rules)
+    grid = plan.grid if args.copies is None else (Smooth(args.copies, PAPER_SIGMA),)
+    return replace(plan, images=images, probed=probed, seed=args.seed, rules=rules, grid=grid)
+
+
+def name_of(args: argparse.Namespace) -> str:
+    """Return what the files of a run are called."""
+    return f"explanations_{args.model}" + (f"_n{args.copies}" if args.copies else "")
 
 
 def main(arguments: list[str]) -> int:
@@ -107,7 +125,7 @@ def run(args: argparse.Namespace) -> None:
     loaded, data = load_labelled(args.model, weights=args.weights, data=args.data)
     (part,) = data.split([plan.images], seed=plan.seed)
     items = list(part)
-    rows_file = args.rows or ROOT / "build" / f"explanations_{args.model}.jsonl"
+    rows_file = args.rows or ROOT / "build" / f"{name_of(args)}.jsonl"
     with RowLog(rows_file, run_header(loaded.model, plan)) as log:
         keys = []
         size = BATCH[args.model]
@@ -126,12 +144,16 @@ def run(args: argparse.Namespace) -> None:
         command=command(args, plan),
         seconds=sum(row["seconds"] for row in stored),
     )
-    write_card(card, args.docs / "results" / f"explanations_{args.model}.json")
+    write_card(card, args.docs / "results" / f"{name_of(args)}.json")
 
 
 def command(args: argparse.Namespace, plan: Plan) -> str:
     """Return the command without the folders of this machine."""
     words = ["python", "scripts/make_explanations.py", "--model", args.model]
+    if args.copies is not None:
+        words += ["--copies", str(args.copies)]
+    if args.rules is not None:
+        words += ["--rules", *args.rules]
     for name in ("images", "probed", "seed"):
         words += [f"--{name}", str(getattr(plan, name))]
     return shlex.join(words)

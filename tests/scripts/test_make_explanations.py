@@ -23,6 +23,18 @@ def test_the_command_of_a_card_names_no_folder() -> None:
     )
 
 
+def test_other_copies_and_rules_are_a_run_of_their_own() -> None:
+    args = make_explanations.parse(["--copies", "50", "--rules", "epsilon", "cmp"])
+    plan = make_explanations.plan_of(args)
+    assert (plan.rules, plan.grid) == (("epsilon", "cmp"), (Smooth(50, 0.05),))
+    assert make_explanations.name_of(args) == "explanations_resnet20_n50"
+    assert make_explanations.command(args, plan) == (
+        "python scripts/make_explanations.py --model resnet20 --copies 50 --rules epsilon cmp "
+        "--images 300 --probed 20 --seed 0"
+    )
+    assert make_explanations.name_of(make_explanations.parse([])) == "explanations_resnet20"
+
+
 def test_without_data_the_error_says_what_to_give(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
