@@ -7,7 +7,7 @@ judges success after that.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -353,6 +353,19 @@ SUITE: tuple[Attack, ...] = (
     ),
 )
 """Every attack, then every control."""
+
+
+KIN = (frozenset({"fgsm", "pgd", "pgd_l2", "apgd"}), frozenset({"cw", "deepfool", "ead"}))
+"""Families of one kind: those that follow the loss within a ball, and those that seek the least
+change. Who has seen one of a kind has not been tested on unseen attacks by another of it."""
+
+
+def kin(families: Iterable[str]) -> tuple[str, ...]:
+    """Return families with all of their kind, sorted."""
+    found = set(families)
+    for kind in KIN:
+        found |= kind if found & kind else set()
+    return tuple(sorted(found))
 
 
 def choose(names: Sequence[str] = (), *, quick: bool = False) -> tuple[Attack, ...]:

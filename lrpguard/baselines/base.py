@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lrpguard.attacks.pgd import check_labels
+from lrpguard.attacks.suite import kin
 from lrpguard.errors import (
     ConfigurationError,
     ModelOutputError,
@@ -32,6 +33,8 @@ class Baseline(Protocol):
     Attributes:
         name: Name in the registry.
         attack_free: Whether clean images alone fit it; False marks one fitted with attacks.
+        saw: Families of the attacks that it was fitted with, and their kin
+            (:func:`lrpguard.attacks.suite.kin`); none where it is attack-free.
         passes: What one request costs, in forward and backward passes of the model.
     """
 
@@ -40,6 +43,9 @@ class Baseline(Protocol):
 
     @property
     def attack_free(self) -> bool: ...  # noqa: D102
+
+    @property
+    def saw(self) -> tuple[str, ...]: ...  # noqa: D102
 
     @property
     def passes(self) -> str: ...  # noqa: D102
@@ -116,6 +122,11 @@ class ModelBaseline(ABC, Generic[State]):
     attack_free: ClassVar[bool] = True
 
     fitted: Fitted[State] | None = field(default=None, repr=False)
+
+    @property
+    def saw(self) -> tuple[str, ...]:
+        """Families of the attacks that it was fitted with: those of PGD, where it was at all."""
+        return () if self.attack_free else kin(["pgd"])
 
     @property
     @abstractmethod

@@ -15,6 +15,7 @@ from lrpguard.baselines.odds import Odds
 from lrpguard.baselines.outputs import Energy, MaxLogit, MaxSoftmax
 from lrpguard.baselines.penultimate import Mahalanobis, NearestNeighbours
 from lrpguard.baselines.squeezing import FeatureSqueezing
+from lrpguard.baselines.supervised import Supervised, SupervisedOnBounded, SupervisedOnMinimal
 from lrpguard.baselines.two_sided import TwoSided
 from lrpguard.errors import ConfigurationError
 
@@ -31,6 +32,9 @@ _OTHERS = (
     ArtSubsetScan,
     ArtBinaryInput,
     ArtBinaryActivation,
+    Supervised,
+    SupervisedOnBounded,
+    SupervisedOnMinimal,
 )
 
 

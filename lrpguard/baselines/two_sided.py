@@ -52,6 +52,11 @@ class TwoSided:
         return self.inner.attack_free
 
     @property
+    def saw(self) -> tuple[str, ...]:
+        """As the inner baseline."""
+        return self.inner.saw
+
+    @property
     def passes(self) -> str:
         """As the inner baseline."""
         return self.inner.passes

@@ -42,7 +42,8 @@ class EvaluateOptions:
         test: Images that are judged; None takes the default.
         attacks: Names with commas between them; None takes all, or the quick ones.
         quick: A first look, in minutes.
-        baselines: Names with commas between them, or ``all`` that clean images alone fit.
+        baselines: Names with commas between them; ``all`` stands for those that clean images
+            alone fit.
         restorations: Names with commas between them, ``all``, ``none``; None takes those that
             need no further pass.
         out: Folder of the card and the rows.
@@ -79,9 +80,7 @@ def run(
         LrpGuardError: The model, the images or the settings do not allow it.
     """
     attacks = choose(_names(options.attacks), quick=options.quick)
-    baselines = attack_free() if options.baselines == ALL else _names(options.baselines)
-    for name in baselines:
-        baseline(name)  # refuse an unknown one before the work
+    baselines = _baselines(options.baselines)
     restorations = choose_restorations(options.restorations)
     loaded = open_model(model)
     source = load_data(options.data, preprocessing=loaded.preprocessing)
@@ -131,6 +130,20 @@ def run(
     console.line(card_tables(card))
     console.line(f"\nwrote {path}")
     return OK
+
+
+def _baselines(text: str | None) -> tuple[str, ...]:
+    """Return names of baselines that exist, each once; ``all`` stands for the attack-free ones.
+
+    Raises:
+        ConfigurationError: There is no such baseline.
+        MissingDependencyError: One needs a package that is not installed.
+    """
+    every = [attack_free() if name == ALL else (name,) for name in _names(text)]
+    names = tuple(dict.fromkeys(name for some in every for name in some))
+    for name in names:
+        baseline(name)  # refuse an unknown one before the work
+    return names
 
 
 def _names(text: str | None) -> tuple[str, ...]:

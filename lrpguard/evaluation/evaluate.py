@@ -201,7 +201,11 @@ def _card(
             "crossed": calibration.crossed,
         },
         "baselines": {
-            b.name: {"attack_free": b.baseline.attack_free, "passes": b.baseline.passes}
+            b.name: {
+                "attack_free": b.baseline.attack_free,
+                "saw": list(b.baseline.saw),
+                "passes": b.baseline.passes,
+            }
             for b in detectors.baselines
         },
         "restorations": {
@@ -219,6 +223,11 @@ def _card(
             by_kind[False],
             calibration_n={GUARD: calibration.n} | beside,
             seed=settings.seed,
+            seen={
+                b.name: [a.name for a in settings.attacks if a.family in b.baseline.saw]
+                for b in detectors.baselines
+                if not b.baseline.attack_free
+            },
         ),
         "seconds": {
             "calibrate": round(calibrated, 1),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ def summarize(
     *,
     calibration_n: Mapping[str, int],
     seed: int,
+    seen: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> Record:
     """Count a run.
 
@@ -48,6 +50,8 @@ def summarize(
         controls: What controls made of all.
         calibration_n: Calibration images of each detector.
         seed: Seed of the bootstrap.
+        seen: For each detector that was fitted with attacks, those of these attacks that it saw,
+            kin included.
     """
     weights = image_weights(len(clean.labels), seed=seed)
     return {
@@ -56,6 +60,7 @@ def summarize(
         "controls": {control.name: _control(control) for control in controls},
         "per_sample": _per_sample(clean, attacks, weights),
         "suite": _suite(clean, attacks, weights),
+        "unseen": {name: _unseen(attacks, name, known, weights) for name, known in seen.items()},
         "restorations": count_restored(clean, attacks, weights),
     }
 
@@ -237,6 +242,24 @@ def _suite(clean: Clean, attacks: Sequence[Attacked], weights: Floats) -> Record
         "detectors": detectors,
         "guard_ahead_of": differences,
     }
+
+
+def _unseen(
+    attacks: Sequence[Attacked], name: str, seen: Collection[str], weights: Floats
+) -> Record:
+    """Average over the attacks that a detector was not fitted with, and their kin, left out."""
+    rest = [attack for attack in attacks if attack.fooled.any() and attack.name not in seen]
+    record: Record = {"attacks": [attack.name for attack in rest], "seen": sorted(seen)}
+    for alpha in ALPHAS:
+        theirs = mean_of([_tpr_draws(attack, name, alpha, weights) for attack in rest])
+        own = mean_of([_tpr_draws(attack, GUARD, alpha, weights) for attack in rest])
+        record[level(alpha)] = {
+            "mean_tpr": asdict(interval(theirs)),
+            "guard_mean_tpr": asdict(interval(own)),
+            "guard_ahead": asdict(interval(own - theirs)),
+            "worst": _worst(rest, name, alpha),
+        }
+    return record
 
 
 def _tpr_draws(attack: Attacked, name: str, alpha: float, weights: Floats) -> Floats:

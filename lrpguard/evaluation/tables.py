@@ -31,6 +31,12 @@ guard answers `unknown` where it lacks evidence, the others always replace the l
 what that does to right clean images, of all. *Passes* are those beyond the guard's own."""
 
 
+TRAINED = """\
+These detectors were fitted with attacks; their thresholds, too, come from clean images alone. *Saw*
+names the families that they were fitted with, and all of their kind. The figures are means over
+the other attacks alone."""
+
+
 def read_card(path: Path) -> dict[str, Any]:
     """Read a card.
 
@@ -84,6 +90,8 @@ def card_tables(card: Card) -> str:
                 restoration_by_attack_table(card),
             ),
         ]
+    if card["results"].get("unseen"):
+        parts.insert(2, ("### Trained on attacks", TRAINED, trained_table(card)))
     return "\n\n".join(text for part in parts for text in part)
 
 
@@ -147,8 +155,11 @@ def baseline_table(card: Card) -> str:
     """Return the guard beside the baselines: means, worst cases, and the paired difference."""
     results = card["results"]
     suite, per_sample = results["suite"], results["per_sample"]["detectors"]
+    trained = results.get("unseen", {})
     rows = []
     for name, found in suite["detectors"].items():
+        if name in trained:
+            continue
         worst = found["5"]["worst"]
         ahead = suite["guard_ahead_of"].get(name)
         fpr = results["clean"]["fpr"][name]["5"]
@@ -179,14 +190,56 @@ def baseline_table(card: Card) -> str:
     return markdown(head, rows)
 
 
+def trained_table(card: Card) -> str:
+    """Return the detectors that were fitted with attacks, on those that they did not see."""
+    rows = []
+    for name, found in card["results"]["unseen"].items():
+        at_5, worst = found["5"], found["5"]["worst"]
+        rows.append(
+            [
+                name,
+                ", ".join(card["baselines"][name]["saw"]),
+                str(len(found["attacks"])),
+                percent(at_5["mean_tpr"]),
+                percent(found["1"]["mean_tpr"]),
+                "-" if worst is None else f"{share(worst)} ({titles(card)[worst['attack']]})",
+                share(card["results"]["clean"]["fpr"][name]["5"]),
+                percent(at_5["guard_mean_tpr"]),
+                percent(at_5["guard_ahead"]),
+            ]
+        )
+    head = (
+        "detector",
+        "saw",
+        "unseen attacks",
+        "mean detected at 5 %",
+        "at 1 %",
+        "worst attack",
+        "clean flagged at 5 %",
+        "guard on the same, at 5 %",
+        "guard ahead by, paired",
+    )
+    return markdown(head, rows)
+
+
 def by_attack_table(card: Card) -> str:
-    """Return the share of successful attacks that each detector notices at 5 %."""
+    """Return the share of successful attacks that each detector notices at 5 %.
+
+    Attacks that a detector was fitted with, or their kin, are marked.
+    """
     names = list(card["results"]["suite"]["detectors"])
+    trained = card["results"].get("unseen", {})
+
+    def cell(attack: str, name: str, found: Mapping[str, Any]) -> str:
+        seen = attack in trained[name]["seen"] if name in trained else False
+        return _rate(found["5"]["tpr"]) + (" (seen)" if seen else "")
+
     rows = [
-        [titles(card)[attack], *(_rate(found["detectors"][name]["5"]["tpr"]) for name in names)]
+        [titles(card)[attack], *(cell(attack, name, found["detectors"][name]) for name in names)]
         for attack, found in card["results"]["attacks"].items()
     ]
-    return markdown(("attack", *names), rows)
+    heads = [f"{name} (trained)" if name in trained else name for name in names]
+    return markdown(("attack", *heads), rows)
 
 
 def restoration_table(card: Card) -> str:

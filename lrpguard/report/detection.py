@@ -341,6 +341,8 @@ def beside(card: Card) -> Html | None:
         mean = found["5"]["mean_tpr"]
         per_sample = card["results"]["per_sample"]["detectors"][name]["5"]
         title = "lrpguard" if name == GUARD else name
+        if name != GUARD and not card["baselines"][name]["attack_free"]:
+            title += " (trained on attacks)"
         if mean["value"] is not None:
             here, low, high = (float(mean[end]) for end in ("value", "low", "high"))
             colour = ATTACKED if name == GUARD else CLEAN

@@ -19,6 +19,7 @@ class FirstPixel:
 
     name: str = "first-pixel"
     attack_free: bool = True
+    saw: tuple[str, ...] = ()
     passes: str = "0 forward"
     fitted: list[str] = field(default_factory=list)
 

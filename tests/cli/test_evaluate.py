@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lrpguard.baselines import attack_free
+from lrpguard.cli.evaluate import _baselines
 from lrpguard.cli.evaluate_command import shown_command
 from lrpguard.demo.digits import load_digit_splits
 from lrpguard.evaluation.candidates import CANDIDATES
@@ -42,6 +44,16 @@ def test_writes_card_and_rows_and_prints_tables(data: Path, tmp_path: Path) -> N
     assert card["results"]["clean"]["n"] == 12
     assert list(card["restorations"]) == [c.name for c in CANDIDATES if c.free]
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) > 24
+
+
+def test_all_stands_for_the_baselines_that_see_no_attack() -> None:
+    assert _baselines(None) == ()
+    assert _baselines("all") == attack_free()
+    assert _baselines("energy,all,lid") == (
+        "energy",
+        *(name for name in attack_free() if name != "energy"),
+        "lid",
+    )
 
 
 def test_unknown_names_are_usage_errors(data: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lrpguard import Guard, Smoothing
 from lrpguard.attacks import choose
+from lrpguard.baselines.supervised import Supervised, SupervisedOnMinimal
 from lrpguard.demo.digits import load_digit_splits, load_digits_model
 from lrpguard.errors import CalibrationSizeError, ConfigurationError, EvaluationError
 from lrpguard.evaluation.candidates import choose as choose_restorations
@@ -165,9 +166,38 @@ def test_a_guard_that_stops_early_takes_no_other_restorations() -> None:
     assert Detectors(early, ()).candidates == ()
 
 
+def test_a_detector_trained_on_attacks_stands_apart_and_on_those_it_did_not_see(
+    splits: Splits, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def quick(name: str) -> Supervised:
+        return SupervisedOnMinimal(attacks=("deepfool",), n=3, sigma=0.1)
+
+    monkeypatch.setattr("lrpguard.evaluation.evaluate.baseline", quick)
+    run = settings(
+        folder,
+        out=tmp_path,
+        attacks=choose(["cw_0", "patch"]),
+        restorations=(),
+        baselines=("supervised-minimal",),
+    )
+    found = evaluate(load_digits_model(), splits, guard=guard(), settings=run)
+
+    assert found["baselines"]["supervised-minimal"]["saw"] == ["cw", "deepfool", "ead"]
+    unseen = found["results"]["unseen"]["supervised-minimal"]
+    assert (unseen["attacks"], unseen["seen"]) == (["patch"], ["cw_0"])
+    text = card_tables(found)
+    beside = text[text.index("### Beside") : text.index("### Trained on attacks")]
+    assert "supervised" not in beside
+    assert "| supervised-minimal | cw, deepfool, ead | 1 |" in text
+    assert "| attack | guard | supervised-minimal (trained) |" in text
+    (seen,) = [line for line in text.splitlines() if line.startswith("| CW-L2") and "seen" in line]
+    assert seen.endswith("% (seen) |")
+
+
 def test_a_card_from_before_restorations_were_noted_still_renders(card: dict[str, Any]) -> None:
     old = {name: value for name, value in card.items() if name != "restorations"}
-    old["results"] = {k: v for k, v in card["results"].items() if k != "restorations"}
+    new = ("restorations", "unseen")
+    old["results"] = {k: v for k, v in card["results"].items() if k not in new}
 
     text = card_tables(old)
 
@@ -204,6 +234,7 @@ class Spy:
 
     name: str = "spy"
     attack_free: bool = True
+    saw: tuple[str, ...] = ()
     passes: str = "none"
     fitted: list[str] = field(default_factory=list)
     scored: list[str] = field(default_factory=list)
@@ -259,7 +290,11 @@ def test_the_card_says_how_it_was_made_and_can_be_read_back(
     assert {name: read["guard"][name] for name in counts} == counts
     assert {entry["name"] for entry in read["suite"]} == {"fgsm_8", "cw_0", "noise"}
     assert read["baselines"] == {
-        "max-softmax": {"attack_free": True, "passes": read["baselines"]["max-softmax"]["passes"]}
+        "max-softmax": {
+            "attack_free": True,
+            "saw": [],
+            "passes": read["baselines"]["max-softmax"]["passes"],
+        }
     }
     assert read["versions"]["torch"]
 

@@ -148,6 +148,31 @@ def test_paired_difference_has_the_right_sign_and_is_0_for_equals() -> None:
     assert second["auroc"]["value"] == pytest.approx(0)
 
 
+def test_a_detector_is_averaged_over_the_attacks_that_it_did_not_see() -> None:
+    clean = clean_of(*(row(i) for i in range(40)))
+    seen = attack_of("a", clean, *(row(i, predicted=1, p=0.5, other=0.01) for i in range(40)))
+    unseen = attack_of(
+        "b", clean, *(row(i, predicted=1, p=0.01, other=0.01 if i < 10 else 0.5) for i in range(40))
+    )
+    weak = attack_of("weak", clean, row(0))
+
+    found = summarize(
+        clean,
+        (seen, unseen, weak),
+        (),
+        calibration_n={"guard": 199, "other": 199},
+        seed=0,
+        seen={"other": ["a"]},
+    )["unseen"]["other"]
+
+    assert found["attacks"] == ["b"]
+    assert found["5"]["mean_tpr"]["value"] == 0.25
+    assert found["5"]["guard_mean_tpr"]["value"] == 1
+    assert found["5"]["guard_ahead"]["value"] == 0.75
+    assert found["5"]["worst"]["attack"] == "b"
+    assert count(clean, seen)["unseen"] == {}
+
+
 def test_an_attack_without_success_counts_in_no_mean(clean: Clean) -> None:
     weak = attack_of("weak", clean, row(0), row(1))
     strong = attack_of("strong", clean, row(0, predicted=1, p=0.01))
