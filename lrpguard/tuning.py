@@ -84,7 +84,8 @@ def choose_smoothing(
     Args:
         model: As for :class:`lrpguard.Guard`.
         images: Clean images in [0, 1], [B, C, H, W]; the first ``TRIAL_IMAGES`` are used. They
-            may fit the detector as well, but must not calibrate it.
+            may fit the detector as well. Where few images both fit and calibrate, crossed, they
+            calibrate it, too: the choice looks at their labels under noise, not at their scores.
         n: Noisy copies, where that is settled; None chooses.
         sigma: Strength of the noise, where that is settled; None chooses.
         budget: Most passes through the model that one request may cost; a noisy copy costs two,
@@ -141,7 +142,7 @@ def choose_for(
     budget: int | None,
     key: bytes,
 ) -> Choice | Smoothing:
-    """Choose the noise of a calibration to come, on images that will not calibrate; log why.
+    """Choose the noise of a calibration to come, on images that will fit the detector; log why.
 
     Args:
         model: As for :class:`lrpguard.Guard`.

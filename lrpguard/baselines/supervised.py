@@ -70,12 +70,12 @@ class SupervisedState:
 class Supervised(ModelBaseline[SupervisedState]):
     """Logistic regression on the guard's readings, clean images against attacked ones.
 
-    The readings are those of the guard's one pass: every score, the two consistencies of the best
-    candidate, its support, gap and shifts. Each is centred and scaled by clean images and passed
-    through asinh; it enters with and without its sign, since strong and weak attacks move the same
-    reading in opposite directions. Half of the fit images fit the consistency, as in ``combined``;
-    the others are the clean examples, and are attacked, each by one of the attacks in turn, for the
-    adversarial ones.
+    The readings are those of the guard's one pass: every score, the consistency of noise and
+    denoising and that of covering, and the support, gap and shifts of the best candidate. Each is
+    centred and scaled by clean images and passed through asinh; it enters with and without its
+    sign, since strong and weak attacks move the same reading in opposite directions. Half of the
+    fit images fit the consistency, as in ``combined``; the others are the clean examples, and are
+    attacked, each by one of the attacks in turn, for the adversarial ones.
 
     Attributes:
         attacks: Attacks of the suite that it sees.
@@ -220,7 +220,8 @@ def _features(readings: Readings, consistency: ConsistencyModel) -> Tensor:
     best = scores[..., 0].argmax(1, keepdim=True)
     support = consistency.support(found).gather(1, best)
     values = found.values.gather(1, best[..., None].expand(-1, 1, found.values.shape[2]))
-    return torch.cat([readings.scores, scores.amax(1), support, values.squeeze(1)], dim=1)
+    moved = torch.stack([consistency.suspicion(found), scores[..., 1].amax(1)], dim=1)
+    return torch.cat([readings.scores, moved, support, values.squeeze(1)], dim=1)
 
 
 def _inputs(features: Tensor, state: SupervisedState) -> Tensor:

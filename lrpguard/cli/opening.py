@@ -72,7 +72,7 @@ def chosen_smoothing(
 
     Args:
         model: The model to be guarded.
-        trial: Clean images [B, C, H, W] that may fit the detector, but do not calibrate it.
+        trial: Clean images [B, C, H, W] that may fit the detector.
         options: What was asked for.
         budget: Most passes of a request; None takes the default.
 
