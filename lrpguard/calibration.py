@@ -31,7 +31,6 @@ from lrpguard.errors import (
     NonFiniteScoreError,
     NotCalibratedError,
 )
-from lrpguard.lrp.composites import Composite
 from lrpguard.smoothing import Smoothing
 from lrpguard.staged import Staged
 from lrpguard.stopping import CalibratedLooks
@@ -312,12 +311,7 @@ class Calibration:
             "threshold": self.threshold,
             "detector": self.detector.name,
             "scores": list(self.detector.score_names),
-            "smoothing": {
-                "n": self.smoothing.n,
-                "sigma": self.smoothing.sigma,
-                "seed": self.smoothing.seed,
-                "composite": self.smoothing.composite.to_dict(),
-            },
+            "smoothing": self.smoothing.to_dict(),
             "noise_why": self.noise_why,
             "preprocessing": {"layout": "NCHW", "range": [0, 1], "shape": list(self.image_shape)},
             "fingerprint": self.fingerprint,
@@ -373,8 +367,6 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _from_record(tensors: dict[str, Tensor], record: Mapping[str, Any]) -> Calibration:
-    smoothing = dict(record["smoothing"])
-    composite = Composite.from_dict(smoothing.pop("composite"))
     state = {
         name.removeprefix("detector."): tensor
         for name, tensor in tensors.items()
@@ -388,7 +380,7 @@ def _from_record(tensors: dict[str, Tensor], record: Mapping[str, Any]) -> Calib
         anomalies=tensors["anomalies"],
         proposals=tensors["proposals"] if detector.takes_views else None,
         alpha=record["alpha"],
-        smoothing=Smoothing(composite=composite, **smoothing),
+        smoothing=Smoothing.from_dict(record["smoothing"]),
         image_shape=(channels, height, width),
         fingerprint=record["fingerprint"],
         precision=record["precision"],

@@ -298,6 +298,7 @@ def _header(plan: Plan) -> dict[str, object]:
         "key": hashlib.sha256(b"lrpguard checkpoint" + plan.key).hexdigest()[:16],
         "scores": list(SCORES),
         "views": [*VIEWS, "covered", *STRONG_VIEWS],
+        "way": str(smoothing.way),
     } | ({} if plan.looks is None else {"looks": list(plan.copies)})
 
 

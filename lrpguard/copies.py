@@ -3,17 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-from lrpguard.attribution.methods import Method
+from lrpguard.attribution.methods import MemoryFormat, Method
+from lrpguard.errors import ConfigurationError
 from lrpguard.evidence import Evidence
 from lrpguard.lrp.engine import plain_logits
 from lrpguard.moments import RunningMoments
 from lrpguard.noise import gaussian_copies, image_digest
 from lrpguard.pixels import chroma_noise, line_noise, place_roughness
 from lrpguard.views import changed_views
+
+
+@dataclass(frozen=True)
+class Way:
+    """How copies go through the model: their relevance depends on it in its last digits.
+
+    Args:
+        memory_format: Order of a chunk of copies in memory.
+        chunk: Most copies in one pass, >= 1; None goes by the memory budget.
+
+    Raises:
+        ConfigurationError: A value is none of these.
+    """
+
+    memory_format: MemoryFormat = "contiguous"
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.memory_format not in get_args(MemoryFormat):
+            raise ConfigurationError(
+                f"memory_format is {self.memory_format!r}; there are {get_args(MemoryFormat)}."
+            )
+        if self.chunk is not None and self.chunk < 1:
+            raise ConfigurationError(f"chunk is {self.chunk}; a pass has at least one copy.")
+
+    def __str__(self) -> str:
+        at_a_time = "" if self.chunk is None else f", at most {self.chunk} copies a pass"
+        return self.memory_format + at_a_time
+
+
+PLAIN = Way()
+"""As torch runs a model by default, in chunks that the memory budget holds."""
 
 
 class CopyRun:

@@ -5,30 +5,26 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from torch import Tensor, nn
 
-from lrpguard.attribution.methods import Lrp
 from lrpguard.calibration import Calibration
 from lrpguard.calibrator import Plan, calibrate
 from lrpguard.classifier import GuardedClassifier
 from lrpguard.consensus import check_proposes
-from lrpguard.copies import CopyRun
-from lrpguard.errors import (
-    CalibrationMismatchError,
-    ConfigurationError,
-    NotCalibratedError,
-)
+from lrpguard.copies import PLAIN, CopyRun
+from lrpguard.errors import CalibrationMismatchError, ConfigurationError, NotCalibratedError
 from lrpguard.evidence import Evidence
 from lrpguard.fingerprint import model_fingerprint, model_precision
 from lrpguard.inputs import check_eval, check_images, check_model
-from lrpguard.judging import Judged, check_finite, judge, stop_early
-from lrpguard.lrp.weights import WeightCache
+from lrpguard.judging import Judged, check_finite, judge, ready, stop_early
 from lrpguard.noise import key_bytes
+from lrpguard.preparing import DEFAULT_REPEATS, Preparation, check_unsettled, probe
 from lrpguard.restoring import Restoring, answer, check_restoring
-from lrpguard.smoothing import Smoothing, check_budget, chunk_size, clean_logits, to_model
+from lrpguard.smoothing import ChunkSizes, Smoothing, clean_logits, to_model
 from lrpguard.stopping import Looks
 from lrpguard.tuning import Batch, Choice, choose_for
 from lrpguard.verdict import Verdict, unguarded, with_empty_maps
@@ -61,7 +57,7 @@ class Guard(nn.Module):
         key: Secret key of the noise, 16 to 64 bytes, so that nobody outside can predict it;
             None takes the public seed.
         memory_budget: Bytes of activations one chunk of copies may hold; None takes the
-            device's default.
+            device's default, or the chunk that :meth:`prepare` chose.
         stopping: Whether a request may be decided before all its copies are made, at the looks
             that the calibration knows (:mod:`lrpguard.stopping`). The time an answer takes then
             tells how clear the case was, so it is off by default.
@@ -124,18 +120,18 @@ class Guard(nn.Module):
         self.on_failure: Policy = on_failure
         self.stopping = stopping
         self._key = key_bytes(self.smoothing.seed, key)
-        check_budget(memory_budget)
         self._memory_budget = memory_budget
-        self._chunks: dict[tuple[object, ...], int] = {}
+        self._chunks = ChunkSizes(self.model, memory_budget)
 
     def extra_repr(self) -> str:
-        """Return noise and calibration, for ``repr``."""
+        """Return noise, way and calibration, for ``repr``."""
         known, noise = self.calibration, f"n={self.smoothing.n}, sigma={self.smoothing.sigma:g}"
+        way = "" if self.smoothing.way == PLAIN else f", {self.smoothing.way}"
         if self._chooses and known is None:
-            return "noise to be chosen, not calibrated"
+            return f"noise to be chosen{way}, not calibrated"
         noise += ", chosen on clean images" if self.noise_why else ""
         at = f"{known.detector.name}, alpha={known.alpha:g}" if known else "not calibrated"
-        return f"{noise}, {at}"
+        return f"{noise}{way}, {at}"
 
     def train(self, mode: bool = True) -> Guard:
         """Leave the wrapped model's mode alone, whatever is asked: a guard only infers."""
@@ -165,7 +161,7 @@ class Guard(nn.Module):
         """
         calibration = self._calibrated()
         at = None if copies is None else calibration.at(copies)
-        images, logits = self._ready(images, calibration)
+        images, logits = ready(self.model, images, calibration)
         try:
             judged = self._judge(images, logits, calibration, at)
             return Verdict.concatenate(
@@ -192,7 +188,7 @@ class Guard(nn.Module):
             LrpGuardError: As a call under ``fail_closed``.
         """
         calibration = self._calibrated()
-        images, logits = self._ready(images, calibration)
+        images, logits = ready(self.model, images, calibration)
         ((_, found),) = self._judge(images, logits, calibration, calibration)
         return self._answer(images, found, maps=False), found.evidence
 
@@ -226,6 +222,25 @@ class Guard(nn.Module):
         check_eval(self.model)
         images = to_model(check_images(images), self.model)
         return self._smooth(images, clean_logits(self.model, images), views, copies)
+
+    def prepare(self, images: Tensor, *, repeats: int = DEFAULT_REPEATS) -> Preparation:
+        """Find the fastest way to run the copies here (:mod:`lrpguard.preparing`), and keep to it.
+
+        Call it before :meth:`calibrate`, whose calibration holds for this way and brings it along.
+
+        Args:
+            images: Pixels in [0, 1] of the size of the requests [B, C, H, W]; the first is used.
+            repeats: Timed passes of each way, >= 1.
+
+        Raises:
+            ConfigurationError: The guard is calibrated; or ``repeats`` is below 1.
+            InputError: The images break the contract.
+            ModelError: The model cannot be explained.
+        """
+        check_unsettled(self.calibration)
+        found = probe(self.model, images, self.smoothing, self._key, self._memory_budget, repeats)
+        self.smoothing = replace(self.smoothing, way=found.way)
+        return found
 
     def calibrate(
         self,
@@ -287,6 +302,7 @@ class Guard(nn.Module):
                 memory_budget=self._memory_budget,
                 stopping=self.stopping,
             )
+            tuned.smoothing = replace(tuned.smoothing, way=self.smoothing.way)
             tuned.calibrate(
                 images,
                 alpha=alpha,
@@ -334,15 +350,6 @@ class Guard(nn.Module):
             )
         return self.calibration
 
-    def _ready(self, images: Tensor, calibration: Calibration) -> tuple[Tensor, Tensor]:
-        """Return checked images on the model's device, and the model's own logits."""
-        check_eval(self.model)
-        images = check_images(images)
-        calibration.check_shape(images)
-        calibration.check_precision(model_precision(self.model))  # guard.half() after the fact
-        images = to_model(images, self.model)
-        return images, clean_logits(self.model, images)
-
     def _looks(self) -> tuple[int, ...]:
         """Return the numbers of copies that no chunk goes across, the last of them all copies."""
         return (self.smoothing.n,) if self.calibration is None else self.calibration.copies
@@ -356,7 +363,7 @@ class Guard(nn.Module):
 
     def _runs(self, images: Tensor, logits: Tensor, views: bool) -> Iterator[CopyRun]:
         """Yield the copies of each request, none of them run yet."""
-        method, chunk = Lrp(self.smoothing.composite, WeightCache()), self._chunk(images)
+        method, chunk = self.smoothing.method(), self._chunk(images)
         for request in zip(images, logits, logits.argmax(1), strict=True):
             yield CopyRun(
                 self.model,
@@ -369,16 +376,8 @@ class Guard(nn.Module):
             )
 
     def _chunk(self, images: Tensor) -> int:
-        """Return the chunk size for this kind of image, measured at its first request."""
-        kind = (*images.shape[1:], images.dtype, str(images.device))
-        if kind not in self._chunks:
-            self._chunks[kind] = chunk_size(
-                self.model,
-                images,
-                composite=self.smoothing.composite,
-                memory_budget=self._memory_budget,
-            )
-        return self._chunks[kind]
+        """Return the most copies of such images in one pass."""
+        return self._chunks.of(images, self.smoothing)
 
     def _judge(
         self, images: Tensor, logits: Tensor, calibration: Calibration, at: Calibration | None

@@ -6,14 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lrpguard.calibration import Calibration
 from lrpguard.copies import CopyRun
 from lrpguard.detector import Detector
 from lrpguard.errors import ModelOutputError, NonFiniteScoreError
 from lrpguard.evidence import Evidence
+from lrpguard.fingerprint import model_precision
+from lrpguard.inputs import check_eval, check_images
 from lrpguard.readings import Readings, read
+from lrpguard.smoothing import clean_logits, to_model
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,22 @@ def stop_early(run: CopyRun, calibration: Calibration, row: int) -> Judged:
             break
     p_value, flagged = decision.p_value, decision.flagged
     return Judged(at, evidence, readings, anomaly, p_value, flagged, staged.replacement_p_values)
+
+
+def ready(model: nn.Module, images: Tensor, calibration: Calibration) -> tuple[Tensor, Tensor]:
+    """Return checked images on the model's device [B, C, H, W], and the model's own logits [B, K].
+
+    Raises:
+        InputError: The images break the contract, or have another size than the calibrated.
+        CalibrationMismatchError: The model has another precision than the calibrated.
+        TrainingModeError: The model was put in train mode.
+    """
+    check_eval(model)
+    images = check_images(images)
+    calibration.check_shape(images)
+    calibration.check_precision(model_precision(model))  # guard.half() after the fact
+    images = to_model(images, model)
+    return images, clean_logits(model, images)
 
 
 def check_finite(logits: Tensor) -> None:

@@ -5,14 +5,15 @@ Source: Raulf et al. 2021, section 2 and Algorithm 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lrpguard.attribution.methods import Lrp, Method
-from lrpguard.copies import CopyRun
+from lrpguard.copies import PLAIN, CopyRun, Way
 from lrpguard.errors import ConfigurationError, InputShapeError
 from lrpguard.evidence import Evidence
 from lrpguard.inputs import check_images, check_model
@@ -43,6 +44,7 @@ class Smoothing:
         sigma: Standard deviation of the noise on the [0, 1] pixel scale, > 0.
         seed: Public seed of the noise, used where there is no secret key.
         composite: Which LRP rule for which layer.
+        way: How the copies go through the model; :meth:`lrpguard.Guard.prepare` chooses it.
 
     Raises:
         ConfigurationError: A value is out of its range.
@@ -52,6 +54,7 @@ class Smoothing:
     sigma: float = PAPER_SIGMA
     seed: int = 0
     composite: Composite = EPSILON
+    way: Way = PLAIN
 
     def __post_init__(self) -> None:
         # Plain numbers, whatever the caller computed them with: they go into a JSON record.
@@ -66,6 +69,21 @@ class Smoothing:
         if not 0 < self.sigma < float("inf"):
             raise ConfigurationError(f"sigma is {self.sigma}; it must be finite and > 0.")
         key_bytes(self.seed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it for a JSON record."""
+        noise = {"n": self.n, "sigma": self.sigma, "seed": self.seed}
+        return noise | {"composite": self.composite.to_dict(), "way": asdict(self.way)}
+
+    @staticmethod
+    def from_dict(record: Mapping[str, Any]) -> Smoothing:
+        """Return what :meth:`to_dict` has recorded; a record without a way knew the plain one."""
+        composite, way = Composite.from_dict(record["composite"]), Way(**record.get("way", {}))
+        return Smoothing(record["n"], record["sigma"], record["seed"], composite, way)
+
+    def method(self) -> Lrp:
+        """Return how a copy is explained; it keeps modified weights from chunk to chunk."""
+        return Lrp(self.composite, WeightCache(), self.way.memory_format)
 
 
 def explain(
@@ -190,6 +208,41 @@ def chunk_size(
     return min(max(1, fitting), MAX_CHUNK)
 
 
+class ChunkSizes:
+    """The most copies in one pass, measured once for each kind of image.
+
+    Args:
+        model: Checked module.
+        memory_budget: Bytes of activations; None takes ``MEMORY_BUDGET``, or the chunk of the
+            smoothing's way.
+
+    Raises:
+        ConfigurationError: The budget is not positive.
+    """
+
+    def __init__(self, model: nn.Module, memory_budget: int | None) -> None:
+        check_budget(memory_budget)
+        self._model = model
+        self._budget = memory_budget
+        self._measured: dict[tuple[object, ...], int] = {}
+
+    def of(self, images: Tensor, smoothing: Smoothing) -> int:
+        """Return the most copies of images like these [B, C, H, W], at least 1.
+
+        Raises:
+            UnsupportedOperatorError: An operator has no rule.
+        """
+        chosen, composite = smoothing.way.chunk, smoothing.composite
+        if chosen is not None and self._budget is None:
+            return chosen
+        kind = (*images.shape[1:], images.dtype, str(images.device))
+        if kind not in self._measured:
+            self._measured[kind] = chunk_size(
+                self._model, images, composite=composite, memory_budget=self._budget
+            )
+        return min(chosen or MAX_CHUNK, self._measured[kind])
+
+
 def check_budget(memory_budget: int | None) -> None:
     """Refuse a memory budget that is not positive.
 
@@ -234,7 +287,7 @@ def smooth(
     """
     if any(not 0 <= q <= 1 for q in quantiles):
         raise ConfigurationError(f"quantiles are {list(quantiles)}; each must lie in [0, 1].")
-    method = method or Lrp(smoothing.composite, WeightCache())
+    method = method or smoothing.method()
     runs = (
         CopyRun(
             model,

@@ -30,6 +30,8 @@ import torchvision
 from torch import Tensor, nn
 
 from lrpguard import Guard, Smoothing
+from lrpguard.attribution.methods import Lrp, MemoryFormat
+from lrpguard.copies import Way
 from lrpguard.evaluation.cifar_resnet import resnet20
 from lrpguard.evaluation.timing import (
     Method,
@@ -42,7 +44,6 @@ from lrpguard.evaluation.timing import (
     take_turns,
     write_results,
 )
-from lrpguard.lrp.engine import relevance
 from lrpguard.moments import RunningMoments
 from lrpguard.noise import gaussian_copies, image_digest, key_bytes
 from lrpguard.smoothing import PAPER_N, PAPER_SIGMA, chunk_size
@@ -98,9 +99,10 @@ def gradients(case: Case) -> Tensor:
     return torch.cat(found)
 
 
-def smooth_lrp(case: Case, n: int) -> Method:
+def smooth_lrp(case: Case, n: int, memory_format: MemoryFormat = "contiguous") -> Method:
     """Return SmoothLRP of the image, its chunk size measured beforehand, as in a guard."""
-    guard = Guard(case.model, smoothing=Smoothing(n=n), restoration=None)
+    smoothing = Smoothing(n=n, way=Way(memory_format))
+    guard = Guard(case.model, smoothing=smoothing, restoration=None)
     guard.evidence(case.image)
     return lambda: guard.evidence(case.image)
 
@@ -158,11 +160,21 @@ def bench(
     case: Case, *, n: int, repeats: int, peer_repeats: int, device: str
 ) -> list[dict[str, Any]]:
     """Time the limit, SmoothLRP, and the peers that run; return the lines of the table."""
-    ours: dict[str, Method] = {"limit": lambda: gradients(case), "lrpguard": smooth_lrp(case, n)}
+    ours: dict[str, Method] = {
+        "limit": lambda: gradients(case),
+        "lrpguard": smooth_lrp(case, n),
+        "by pixel": smooth_lrp(case, n, "channels_last"),
+    }
     times = take_turns(ours, repeats, device=device)
     lines = [
         _line("limit: forward + input gradient", times["limit"], times["limit"], ""),
         _line("lrpguard SmoothLRP, all of it", times["lrpguard"], times["limit"], agreement(case)),
+        _line(
+            "the same, copies in channels_last",
+            times["by pixel"],
+            times["limit"],
+            agreement(case, "channels_last"),
+        ),
     ]
     for name, make in (("zennit 0.5.1 Epsilon", zennit_lrp), ("captum LRP", captum_lrp)):
         try:
@@ -182,10 +194,11 @@ def _line(method: str, seconds: list[float], limit: list[float], note: str) -> d
     return {"method": method, **asdict(paired_ratio(seconds, limit)), "note": note}
 
 
-def agreement(case: Case) -> str:
+def agreement(case: Case, memory_format: MemoryFormat = "contiguous") -> str:
     """Compare the relevance of this package's engine on the same copies."""
     target = torch.full((len(case.copies),), case.label, device=case.copies.device)
-    return compare(case, relevance(case.model, case.copies, target).relevance)
+    method = Lrp(memory_format=memory_format)
+    return compare(case, method.attribute(case.model, case.copies, target).relevance)
 
 
 def compare(case: Case, found: Tensor) -> str:
@@ -260,8 +273,9 @@ def page(record: dict[str, Any]) -> str:
         f"{setting(about)} One image, n = {record['n']} copies, random weights. The *limit* is a "
         "plain forward and input-gradient backward of the same copies in the same chunks, by torch "
         "alone; SmoothLRP adds the noise, the clean prediction, the rules and the streamed "
-        "moments. Methods took turns; each ratio is the median over the repeats of the time over "
-        "the limit's in the same repeat, with the 95 % bootstrap interval of that median.",
+        "moments. `Guard.prepare()` chooses between copies as torch has them by default and in "
+        "channels_last. Methods took turns; each ratio is the median over the repeats of the time "
+        "over the limit's in the same repeat, with the 95 % bootstrap interval of that median.",
         "",
     ]
     for name, found in record["networks"].items():

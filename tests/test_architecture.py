@@ -38,6 +38,7 @@ ORDER = (
         "conformal",
         "fingerprint",
         "judging",
+        "preparing",
         "scorelog",
         "restoration",
         "restoring",

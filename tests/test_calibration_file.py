@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lrpguard import Calibration, Smoothing
 from lrpguard.calibration import SCHEMA, _digest
+from lrpguard.copies import PLAIN, Way
 from lrpguard.detector import COMBINED_SCORES, CombinedDetector, fit_detector
 from lrpguard.errors import CalibrationFileError, LrpGuardError
 from lrpguard.lrp import ZERO
@@ -38,7 +39,7 @@ def combined() -> Calibration:
         alpha=0.07,
         detector=fit_detector("combined", make_readings(50)),
         proposals=random(60) - 3,
-        smoothing=Smoothing(n=8, sigma=0.025, seed=2**64 - 1, composite=epsilon(0.125)),
+        smoothing=Smoothing(8, 0.025, 2**64 - 1, epsilon(0.125), Way("channels_last", 3)),
         image_shape=(1, 28, 32),
         fingerprint="0123456789abcdef" * 4,
         precision="bfloat16",
@@ -99,6 +100,11 @@ class TestRoundTrip:
         assert again.detector.state().keys() == combined.detector.state().keys()
         for name, tensor in combined.detector.state().items():
             assert torch.equal(again.detector.state()[name], tensor)
+
+    def test_of_a_file_without_a_way(self, file: Path) -> None:
+        """It was written before a way could be chosen."""
+        old = Calibration.load(edited(file, lambda record, _: record["smoothing"].pop("way")))
+        assert old.smoothing.way == PLAIN
 
     def test_answers_are_the_same(self, file: Path, combined: Calibration) -> None:
         again, fresh = Calibration.load(str(file)), make_readings(40, seed=1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ from lrpguard.lrp.engine import Relevance, network_input, plain_logits, relevanc
 from lrpguard.lrp.gradient import gradient_bytes, input_gradient
 from lrpguard.lrp.weights import WeightCache
 from lrpguard.noise import gaussian_copies, image_digest, key_bytes
+
+MemoryFormat = Literal["contiguous", "channels_last"]
+"""Order in which the values of a batch [B, C, H, W] lie in memory: by channel, or by pixel."""
 
 
 class Method(ABC):
@@ -85,15 +89,19 @@ class Lrp(Method):
     Args:
         composite: Which rule for which layer.
         cache: Keeps modified weights from batch to batch; None makes them anew.
+        memory_format: Order of the batch in memory; the model's weights stay as they are.
     """
 
     composite: Composite = EPSILON
     cache: WeightCache | None = field(default=None, repr=False, compare=False)
+    memory_format: MemoryFormat = "contiguous"
 
     def attribute(
         self, model: nn.Module, images: Tensor, target: Tensor | None = None
     ) -> Relevance:
         """Explain a batch by :func:`lrpguard.lrp.relevance`."""
+        if self.memory_format == "channels_last":
+            images = images.contiguous(memory_format=torch.channels_last)
         return relevance(model, images, target, composite=self.composite, cache=self.cache)
 
     def saved_bytes(self, model: nn.Module, images: Tensor) -> int:

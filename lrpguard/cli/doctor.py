@@ -7,7 +7,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -32,7 +32,7 @@ from lrpguard.serving.audit import AuditTrail
 from lrpguard.serving.chain import chain_key
 from lrpguard.serving.config import ServiceConfig
 from lrpguard.serving.opening import check_selftest, open_guard
-from lrpguard.smoothing import Smoothing, chunk_size, clean_logits, to_model
+from lrpguard.smoothing import ChunkSizes, Smoothing, clean_logits, to_model
 from lrpguard.version import __version__
 
 _EXTRAS = {
@@ -207,7 +207,7 @@ def _calibration(file: Path, model: nn.Module) -> Finding[Calibration]:
     return Finding(
         f"matches the model; {found.detector.name} detector, n = {found.n}, alpha "
         f"{found.alpha:g}, false positives {100 * low:.1f} to {100 * high:.1f} % (95 % band), "
-        f"{days} day(s) old",
+        f"{days} day(s) old; copies run {found.smoothing.way}",
         found,
         values={
             "detector": found.detector.name,
@@ -215,6 +215,7 @@ def _calibration(file: Path, model: nn.Module) -> Finding[Calibration]:
             "alpha": found.alpha,
             "fpr_band_95": [low, high],
             "age_days": days,
+            "way": asdict(found.smoothing.way),
         },
     )
 
@@ -264,8 +265,7 @@ def _engine(model: nn.Module, image: Tensor) -> Finding[Residual]:
 
 def _memory(model: nn.Module, image: Tensor, settings: Smoothing) -> Finding[None]:
     per_copy = saved_bytes(model, image, composite=settings.composite)
-    chunk = chunk_size(model, image, composite=settings.composite, memory_budget=None)
-    chunk = min(chunk, settings.n)
+    chunk = min(ChunkSizes(model, None).of(image, settings), settings.n)
     return Finding(
         f"{_size(per_copy)} a noisy copy, {chunk} of {settings.n} copies at a time",
         None,

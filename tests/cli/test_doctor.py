@@ -42,6 +42,8 @@ def test_the_findings_for_programs(run: Run, calibration: Path, clean_folder: Pa
     assert checks["engine"]["residual"] < 1e-10
     assert checks["calibration"]["n"] == 40
     assert checks["calibration"]["age_days"] == 0
+    assert checks["calibration"]["way"] == {"memory_format": "contiguous", "chunk": None}
+    assert checks["calibration"]["detail"].endswith("copies run contiguous")
     assert checks["output"]["classes"] == 10
     assert checks["latency"]["factor"] > 1
     assert checks["memory"]["copies"] == 4  # those of the calibration

@@ -22,12 +22,13 @@ def test_quick_run_writes_page_and_record(bench: ModuleType, tmp_path: Path) -> 
 
     record = json.loads((tmp_path / "results" / "bench_smooth.json").read_text())
     network = record["networks"]["ResNet-20"]
-    limit, ours = network["lines"][:2]
+    limit, ours, by_pixel = network["lines"][:3]
     assert limit["ratio"] == 1.0
     assert ours["seconds"] > 0
     assert ours["low"] <= ours["ratio"] <= ours["high"]
     assert ours["note"].startswith("right")
-    assert {line["method"] for line in network["lines"][2:]} == {
+    assert by_pixel["note"].startswith("right")
+    assert {line["method"] for line in network["lines"][3:]} == {
         "zennit 0.5.1 Epsilon",
         "captum LRP",
     }
