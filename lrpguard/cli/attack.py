@@ -144,14 +144,15 @@ def _guard(
             )
         return Guard(model, calibration=options.calibration, key=key)
     given = noise.n is not None or noise.sigma is not None
-    guard = Guard(model, smoothing=smoothing(noise) if given else None, key=key)
+    # With looks, since early stopping is attacked, too; the other attacks are on all copies.
+    guard = Guard(model, smoothing=smoothing(noise) if given else None, key=key, stopping=True)
     calibration = guard.calibrate(
         pool.pixels().split(BATCH),
         checkpoint=options.out / "scores.jsonl",
         progress=not options.quiet,
     )
     calibration.save(options.out / "guard.safetensors")
-    return guard
+    return Guard(model, calibration=calibration, key=key)
 
 
 def _substitute(model: ModelOptions, options: AttackOptions) -> torch.nn.Module | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lrpguard.attacks.adaptive import (
     Effort,
+    delay_answer,
     false_alarm,
     guard_aware_pgd,
     hop_skip_jump,
@@ -23,7 +24,7 @@ from lrpguard.attacks.pgd import quantize
 from lrpguard.errors import EvaluationError
 from lrpguard.guard import Guard
 from lrpguard.redteam.outcome import Counts
-from lrpguard.redteam.plan import BLACK, GREY, QUERIED, STATIC, Target
+from lrpguard.redteam.plan import BLACK, GREY, QUERIED, STATIC, WHITE, Target
 
 TRIES = 10
 """How often one image is sent."""
@@ -59,11 +60,20 @@ class Harm:
     images: int | None = None
 
 
-def harms(levels: Sequence[int], *, quick: bool) -> Iterator[Harm]:
-    """Yield them, for the smallest and the largest of the changes."""
+def harms(levels: Sequence[int], *, looks: bool, quick: bool) -> Iterator[Harm]:
+    """Yield them, for the smallest and the largest of the changes.
+
+    Args:
+        levels: Largest changes of a pixel, in levels of 255.
+        looks: Whether the calibration has looks, so that early stopping can be attacked.
+        quick: Without HopSkipJump.
+    """
     low, high = min(levels), max(levels)
     yield _alarm(low)
     yield _random_alarm(low)
+    if looks:
+        yield _latency(low)
+        yield _latency(low, known=True)
     yield _restoration(high)
     yield _explanation(high)
     for kind in ("the same image", "one value changed", "fresh keys"):
@@ -108,6 +118,36 @@ def _random_alarm(levels: int) -> Harm:
 def _alarmed(target: Target, images: Tensor) -> Counts:
     verdict = target.guard(images)
     return _count(verdict.flagged & (verdict.label == target.labels))
+
+
+def _latency(levels: int, *, known: bool = False) -> Harm:
+    """Return the attack on early stopping; the guard is one that stops early."""
+
+    def run(target: Target) -> tuple[Counts, Counts, dict[str, Any]]:
+        guard, images = target.guard, target.images
+        stopping = Guard(guard.model, calibration=guard.calibration, key=target.key, stopping=True)
+        effort = Effort(eps=levels / 255, steps=20, copies=4, seed=target.seed)
+        key = target.key if known else None
+        found = delay_answer(guard, images, target.labels, effort, key=key)
+        verdicts = stopping(images), stopping(found)
+        before, after = (
+            (verdict.copies == guard.smoothing.n)
+            & ~verdict.flagged
+            & (verdict.label == target.labels)
+            for verdict in verdicts
+        )
+        means = [round(float(verdict.copies.double().mean()), 2) for verdict in verdicts]
+        more = {"mean_copies_before": means[0], "mean_copies_after": means[1]}
+        return _count(before), _count(after), more
+
+    return Harm(
+        attack=f"delay of early stopping, 20 steps{', key known' if known else ''}",
+        knows=WHITE if known else GREY,
+        levels=levels,
+        wanted="all copies made and no flag, the model's label being right",
+        cost=500.0 if known else 250.0,
+        run=run,
+    )
 
 
 def _restoration(levels: int) -> Harm:

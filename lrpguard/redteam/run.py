@@ -118,7 +118,8 @@ def red_team(
             quick=settings.quick,
         )
     )
-    log.harm(harms(settings.levels, quick=settings.quick))
+    looks = calibration.staged is not None
+    log.harm(harms(settings.levels, looks=looks, quick=settings.quick))
     if not settings.quick:
         log.attack(sweeps(settings.levels))
     log.add_worst()

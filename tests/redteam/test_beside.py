@@ -10,7 +10,8 @@ from tests.redteam.test_plan import target_of
 
 
 def named(part: str, *, quick: bool = True) -> Harm:
-    (found,) = [harm for harm in harms((4, 24), quick=quick) if part in harm.attack]
+    several = harms((6, 24), looks=True, quick=quick)
+    (found,) = [harm for harm in several if part in harm.attack]
     return found
 
 
@@ -40,7 +41,9 @@ def test_the_same_image_again_changes_nothing(toy: Toy) -> None:
 
 
 def test_hop_skip_jump_is_for_those_who_have_time() -> None:
-    assert not [harm for harm in harms((4,), quick=True) if "HopSkipJump" in harm.attack]
+    assert not [
+        harm for harm in harms((4,), looks=True, quick=True) if "HopSkipJump" in harm.attack
+    ]
     assert named("HopSkipJump", quick=False).levels == 24
 
 
@@ -52,3 +55,11 @@ def test_hop_skip_jump_runs(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
     assert before == (0, 1)
     assert after[1] == 1
     assert more["median_queries"] > 5
+
+
+def test_early_stopping_is_delayed(toy: Toy) -> None:
+    target = target_of(toy, 6)
+    before, after, more = named("key known").run(target)
+    assert after[0] >= before[0] + 2
+    assert more["mean_copies_after"] > more["mean_copies_before"]
+    assert not [harm for harm in harms((4,), looks=False, quick=True) if "delay" in harm.attack]

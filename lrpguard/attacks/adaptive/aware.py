@@ -86,17 +86,17 @@ def guard_aware_pgd(
             of = classes[rows]
             if blind:
                 own = guard.model(batch).double()
-                model, won = _misled(own, of, _best_wrong(own, of))
+                model, won = misled(own, of, best_wrong(own, of))
                 return Sight(model, torch.zeros_like(model), won)
             looks = look(guard.model, batch, noise, guard.smoothing.sigma)
-            wrong = _best_wrong(looks.mean(), of)
-            model, won = _misled(looks.own, of, wrong)
+            wrong = best_wrong(looks.mean(), of)
+            model, won = misled(looks.own, of, wrong)
             found = surrogate.anomaly(batch, looks, wrong)
             return Sight(model, surrogate.excess(found).to(model.device), won)
 
         return see
 
-    return _in_chunks(
+    return in_chunks(
         guard, images, labels, effort, objective, manner=manner, weight=weight, key=key, trace=trace
     )
 
@@ -133,7 +133,7 @@ def false_alarm(
 
         return see
 
-    return _in_chunks(guard, images, labels, effort, objective, trace=trace)
+    return in_chunks(guard, images, labels, effort, objective, trace=trace)
 
 
 def mislead_restoration(
@@ -164,7 +164,7 @@ def mislead_restoration(
             of = classes[rows]
             looks = look(guard.model, batch, noise, guard.smoothing.sigma)
             beside = torch.cat([looks.noisy.mean(0, keepdim=True), looks.views])
-            wrong = _best_wrong(beside.mean(0), of)
+            wrong = best_wrong(beside.mean(0), of)
             lead = margin(looks.own, of)
             short = torch.stack(
                 [(CONFIDENCE - margin(view, wrong)).clamp(min=0) for view in beside]
@@ -173,21 +173,21 @@ def mislead_restoration(
 
         return see
 
-    return _in_chunks(guard, images, labels, effort, objective, trace=trace)
+    return in_chunks(guard, images, labels, effort, objective, trace=trace)
 
 
-def _best_wrong(logits: Tensor, labels: Tensor) -> Tensor:
+def best_wrong(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the class of the largest logit but the label [B]."""
     return logits.detach().scatter(1, labels[:, None], -torch.inf).argmax(1)
 
 
-def _misled(own: Tensor, labels: Tensor, wrong: Tensor) -> tuple[Tensor, Tensor]:
+def misled(own: Tensor, labels: Tensor, wrong: Tensor) -> tuple[Tensor, Tensor]:
     """Return what the wrong class lacks of its lead, >= 0, and whether the label is lost [B]."""
     missing = (CONFIDENCE - margin(own, wrong)).clamp(min=0)
     return missing, own.detach().argmax(1) != labels
 
 
-def _in_chunks(
+def in_chunks(
     guard: Guard,
     images: Tensor,
     labels: Tensor,
@@ -198,15 +198,29 @@ def _in_chunks(
     weight: float = 1.0,
     key: bytes | None = None,
     trace: Trace | None = None,
+    beside: int = LOOKED_AT,
 ) -> Tensor:
-    """Attack chunk after chunk, whatever the caller's grad mode."""
+    """Attack chunk after chunk, whatever the caller's grad mode.
+
+    Args:
+        guard: Whom the images are to meet.
+        images: Clean images in [0, 1], [B, C, H, W].
+        labels: Classes of the objective [B].
+        effort: How far and how long.
+        objective: From noise and a chunk's classes to what is sought of it.
+        manner: How the two losses are weighed against one another.
+        weight: Weight of the guard's loss where that is ``joint``.
+        key: The guard's key where it is known; every copy is the guard's own then.
+        trace: Where to note how the search went.
+        beside: What is looked at of an image beside itself and its copies, for the chunks' size.
+    """
     check_eval(guard.model)
     copies = effort.copies if key is None else guard.smoothing.n
     noise = fresh_noise(copies, effort.seed) if key is None else keyed_noise(copies, key)
     with torch.inference_mode(False), torch.enable_grad():
         clean = check_images(images).clone()
         classes = check_labels(labels, clean)
-        length = chunk_length(clean.shape[1:], 1 + copies + LOOKED_AT)
+        length = chunk_length(clean.shape[1:], 1 + copies + beside)
         return torch.cat(
             [
                 descend(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lrpguard.attacks.adaptive.looks import Looks
 from lrpguard.attacks.adaptive.standins import STAND_INS
+from lrpguard.calibration import Calibration
 from lrpguard.consistency import CANDIDATES, Candidates
 from lrpguard.detector import SIDES, CombinedDetector
 from lrpguard.errors import ConfigurationError, NotCalibratedError
@@ -55,12 +56,20 @@ class Surrogate:
             NotCalibratedError: The guard has no calibration.
             ConfigurationError: The detector is not the combined one.
         """
-        calibration = guard.calibration
-        if calibration is None:
+        if guard.calibration is None:
             raise NotCalibratedError(
                 "the guard has no calibration, so there is nothing to pass. Call "
                 "guard.calibrate(...)."
             )
+        return Surrogate.at(guard.calibration)
+
+    @staticmethod
+    def at(calibration: Calibration) -> Surrogate:
+        """Return what there is to know of a calibration, of all copies or of one look.
+
+        Raises:
+            ConfigurationError: The detector is not the combined one.
+        """
         detector = calibration.detector
         if not isinstance(detector, CombinedDetector):
             raise ConfigurationError(

@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lrpguard import Guard, Smoothing, Verdict
+from lrpguard import Guard, Looks, Smoothing, Verdict
 from lrpguard.attacks import quantize
 
 SIZE, BANDS = 16, 3
 EPS = 24 / 255
 KEY = b"k" * 32
+LOOKS = Looks((2, 4), (0.5,), (0.2, 1.0))
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def toy() -> Toy:
     model = band_model()
     guard = Guard(model, smoothing=Smoothing(n=4, sigma=0.02), key=KEY)
     pool = bands(400, 1)[0]
-    guard.calibrate([pool])
+    guard.calibrate([pool], looks=LOOKS)
     images, labels = bands(24, 2)
     with torch.no_grad():
         right = model(images).argmax(1) == labels
