@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from lrpguard.conformal import images_text
 from lrpguard.evaluation.metrics import Proportion, proportion
+from lrpguard.redteam.hardening_page import hardening_section, robust_section
 from lrpguard.redteam.outcome import Row
 from lrpguard.redteam.plan import GREY
 from lrpguard.redteam.run import WORST
@@ -15,6 +16,16 @@ Card = Mapping[str, Any]
 
 STOPPED, DEARER, HALF = 0.05, 0.5, 0.95
 """Bounds of SR@5 between what is said of it."""
+
+BESIDE = (
+    "likeness_before",
+    "likeness_after",
+    "median_levels",
+    "median_queries",
+    "mean_copies_before",
+    "mean_copies_after",
+)
+"""What else a row of harm may hold."""
 
 HEAD = (
     "| attack | attacker | eps | steps | copies | fools the model | SR@5 | SR@1 "
@@ -26,7 +37,8 @@ def threat_page(cards: Sequence[Card], *, notes: str = "") -> str:
     """Return docs/threat-model.md.
 
     Args:
-        cards: Cards of red teams.
+        cards: Cards of red teams, of hardened guards and of robust classifiers, in their order on
+            the page.
         notes: What people have to say, put before the tables.
     """
     parts = [
@@ -39,7 +51,7 @@ def threat_page(cards: Sequence[Card], *, notes: str = "") -> str:
     if notes:
         parts += [notes.strip(), ""]
     for card in cards:
-        parts += _section(card)
+        parts += SECTIONS[card["kind"]](card)
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -142,11 +154,7 @@ def _harms(rows: Sequence[Row]) -> Iterator[str]:
     yield "| attack | attacker | eps | what counts | without it | with it | beside |"
     yield "|" + " --- |" * 7
     for row in rows:
-        beside = {
-            name.replace("_", " "): row[name]
-            for name in ("likeness_before", "likeness_after", "median_levels", "median_queries")
-            if row.get(name) is not None
-        }
+        beside = {name.replace("_", " "): row[name] for name in BESIDE if row.get(name) is not None}
         cells = [
             row["attack"],
             row["knows"],
@@ -178,3 +186,11 @@ def _share(counts: Sequence[int]) -> str:
 
 def _number(share: Proportion) -> str:
     return f"{share.rate:.2f} ({share.low:.2f}-{share.high:.2f})"
+
+
+SECTIONS: Mapping[str, Callable[[Card], list[str]]] = {
+    "red_team": _section,
+    "hardening": hardening_section,
+    "robust_classifier": robust_section,
+}
+"""From a card's kind to its lines on the page."""

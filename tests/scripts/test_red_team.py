@@ -38,8 +38,7 @@ def test_the_page_in_docs_is_that_of_its_cards() -> None:
     page = red_team.ROOT / "docs" / "threat-model.md"
     if not page.is_file():
         pytest.skip("there is no page yet")
-    results = sorted((red_team.ROOT / "docs" / "results").glob("red_team_*.json"))
     notes = red_team.ROOT / "docs" / "threat_model_notes.md"
-    cards = [json.loads(path.read_text(encoding="utf-8")) for path in results]
+    cards = red_team.read_cards(red_team.ROOT / "docs" / "results")
     text = threat_page(cards, notes=notes.read_text(encoding="utf-8") if notes.is_file() else "")
     assert page.read_text(encoding="utf-8") == text
