@@ -111,7 +111,8 @@ def _line(card: Card) -> str:
     if noise is not None:
         flagged = share(noise["flagged"][GUARD]["5"])
         text += f"With Gaussian noise, no attack, {flagged} are flagged. "
-    ahead = results["suite"]["guard_ahead_of"]
+    trained = results.get("unseen", {})  # fitted with attacks: of another league
+    ahead = {k: v for k, v in results["suite"]["guard_ahead_of"].items() if k not in trained}
     if ahead:
         name = min(ahead, key=lambda other: float(ahead[other]["5"]["value"]))
         points = [100 * ahead[name]["5"][end] for end in ("value", "low", "high")]

@@ -29,6 +29,20 @@ def test_every_cell_is_that_of_its_card() -> None:
         assert any(str(card["model"]) in line for line in lines[-len(CARDS) :])
 
 
+def test_a_detector_that_was_fitted_with_attacks_is_none_of_the_others() -> None:
+    card = next(card for card in CARDS if len(card["results"]["suite"]["guard_ahead_of"]) > 1)
+    before = brief([card]).splitlines()[-1]
+    name = next(name for name in card["baselines"] if f"`{name}`" in before)
+    trained = card | {"results": card["results"] | {"unseen": {name: {}}}}
+
+    after = brief([trained]).splitlines()[-1]
+
+    others = len(card["baselines"]) - 1
+    assert f"best of {others + 1} other detectors, `{name}`" in before
+    assert f"best of {others} other detectors, `" in after
+    assert f"`{name}`" not in after
+
+
 def test_what_stands_around_the_marks_stays() -> None:
     page = with_brief(f"before\n{BEGIN}\nold\n{END}\nafter\n", CARDS[:1])
     assert page == f"before\n{BEGIN}\n{brief(CARDS[:1])}\n{END}\nafter\n"
