@@ -7,7 +7,7 @@
 
 Weights and images come from the folder that LRPGUARD_DATA names, or from the options. An
 interrupted run that is started again goes on where it stopped; see --rows. Ten to twenty minutes of
-one core each.
+one free core each.
 """
 
 from __future__ import annotations
@@ -52,7 +52,12 @@ PLANS: Mapping[str, Plan] = {
         images=300,
         probed=20,
     ),
-    "squeezenet1_1": Plan(("epsilon", "cmp"), (Smooth(4, 0.05),), images=300, probed=8),
+    "squeezenet1_1": Plan(
+        ("epsilon", "epsilon-gamma-box", "cmp"),
+        (Smooth(4, 0.05), Smooth(8, 0.05), Smooth(4, 0.02)),
+        images=300,
+        probed=12,
+    ),
 }
 """What is measured on each model: every preset but LRP-0, whose maps are those of epsilon.
 
