@@ -86,7 +86,7 @@ class TestInvariance:
         )
         # Chunks round differently; combined may be near zero, where nothing is relative.
         assert_same_answers(small(FRESH), guard(FRESH), atol=1e-5 * (detector == "combined"))
-        assert set(small._chunks.values()) == {copies}
+        assert set(small._chunks._measured.values()) == {copies}
 
 
 class TestCalibrationImagesAgain:
@@ -122,7 +122,7 @@ class TestThreads:
     def test_one_guard_in_8_threads_equals_sequential_bit_for_bit(self) -> None:
         guard = paper_guard(small_net(seed=5), restoration=WHITENING)
         parts = FRESH.split(5)
-        guard._chunks.clear()  # so that the threads also race for the first measurement
+        guard._chunks._measured.clear()  # so that the threads also race for the first measurement
         threaded = self.at_once(lambda i: guard(parts[i], maps=True))
         for part, found in zip(parts, threaded, strict=True):
             wanted = guard(part, maps=True)
@@ -218,7 +218,7 @@ class TestModelUnchanged:
         wanted = guard(batch)
         model.before = Raises(error, at=at)
         before = state_of(model)
-        guard._chunks.clear()
+        guard._chunks._measured.clear()
         with pytest.raises(type(error)):
             guard(batch)
         assert state_of(model) == before
