@@ -110,7 +110,11 @@ def _line(card: Card) -> str:
     noise = results["controls"].get("noise")
     if noise is not None:
         flagged = share(noise["flagged"][GUARD]["5"])
-        text += f"With Gaussian noise, no attack, {flagged} are flagged. "
+        text += (
+            f"With Gaussian noise, no attack, {flagged} are flagged; the label is right for "
+            f"{share(noise['accuracy'])} of them before the guard, for "
+            f"{share(noise['accuracy_guarded'])} after it. "
+        )
     trained = results.get("unseen", {})  # fitted with attacks: of another league
     ahead = {k: v for k, v in results["suite"]["guard_ahead_of"].items() if k not in trained}
     if ahead:
