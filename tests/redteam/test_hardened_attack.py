@@ -16,7 +16,7 @@ from lrpguard.redteam.hardened_attack import hardened_pgd, passes
 from lrpguard.redteam.hardening import SIGNALS, VARIANTS, Hardened, Signals, read_signals
 from tests.attacks.adaptive.conftest import EPS, KEY, Toy, bands
 
-EFFORT = Effort(eps=EPS, steps=40)
+EFFORT = Effort(eps=EPS, steps=80)
 IMAGES = 10
 
 
