@@ -158,7 +158,7 @@ def _from_scores(
             f"{broken} of {len(rows)} clean images have NaN or infinite scores; the "
             "model overflows on them or on their noisy copies. Run it in float32, or lower sigma."
         )
-    crossed = needs_fit(plan.detector) and len(rows) < SPLIT_FROM
+    crossed = _crosses(plan.detector, len(rows))
     fitted = [_fit(plan.detector, readings, plan.alpha) for readings in _at_looks(rows, plan)]
     last = fitted[-1]
     return Calibration(
@@ -203,8 +203,13 @@ class Fitted:
     proposals: Tensor | None
 
 
+def _crosses(name: str, count: int) -> bool:
+    """Say whether so many images are crossed for a detector, rather than split."""
+    return needs_fit(name) and count < SPLIT_FROM
+
+
 def _fit(name: str, readings: Readings, alpha: float) -> Fitted:
-    if needs_fit(name) and len(readings) < SPLIT_FROM:
+    if _crosses(name, len(readings)):
         check_size(len(readings), alpha)
         return fit_crossed(name, readings)
     check_size(len(readings) - _fit_n(name, readings), alpha)

@@ -6,6 +6,8 @@ Source: Vovk, Gammerman, Shafer 2005.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +44,11 @@ def images_text(fit: int, calibrate: int, *, crossed: bool) -> str:
     if crossed:
         return f"{calibrate} fit and calibrate, crossed"
     return (f"{fit} fit, " if fit else "") + f"{calibrate} calibrate"
+
+
+def card_images_text(about: Mapping[str, Any]) -> str:
+    """Return the same of what a card says of a guard; cards before crossing do not mention it."""
+    return images_text(about["fit_n"], about["calibration_n"], crossed=about.get("crossed", False))
 
 
 def conformal_p_values(calibration: Tensor, anomalies: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lrpguard.conformal import images_text
+from lrpguard.conformal import card_images_text
 from lrpguard.evaluation.outcomes import GUARD
 from lrpguard.evaluation.tables import Card, markdown, percent, share, titles, value
 
@@ -100,7 +100,7 @@ def _worst(card: Card) -> str:
 def _line(card: Card) -> str:
     """Return one item of a list: what was evaluated, and what stands beside it."""
     guard, results = card["guard"], card["results"]
-    used = images_text(guard["fit_n"], guard["calibration_n"], crossed=guard.get("crossed", False))
+    used = card_images_text(guard)
     text = (
         f"- {card['model']}, {card['data']}: of the clean images {used}; "
         f"{card['splits']['test']['n']} others are judged, {results['per_sample']['attempts']} of "

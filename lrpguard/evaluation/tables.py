@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lrpguard.conformal import images_text
+from lrpguard.conformal import card_images_text
 from lrpguard.errors import LoadingError
 from lrpguard.evaluation.evaluate import SCHEMA
 from lrpguard.evaluation.metrics import proportion
@@ -326,7 +326,7 @@ def run_facts(card: Card) -> str:
     guard, splits, seconds = card["guard"], card["splits"], card["seconds"]
     versions = ", ".join(f"{name} {number}" for name, number in card["versions"].items())
     attack_minutes = sum(seconds["attacks"].values()) / 60
-    used = images_text(guard["fit_n"], guard["calibration_n"], crossed=guard.get("crossed", False))
+    used = card_images_text(guard)
     return (
         f"    {card.get('command', '(called from Python)')}\n\n"
         f"Clean pool {splits['pool']['n']} ({used}), {splits['test']['n']} test images, "

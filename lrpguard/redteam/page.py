@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from lrpguard.conformal import images_text
+from lrpguard.conformal import card_images_text
 from lrpguard.evaluation.metrics import Proportion, proportion
 from lrpguard.redteam.hardening_page import hardening_section, robust_section
 from lrpguard.redteam.outcome import Row
@@ -68,7 +68,7 @@ def _section(card: Card) -> list[str]:
         f"`{card['command']}`",
         "",
         f"{card['data']}: of the clean images "
-        + images_text(card["fit_n"], card["calibration_n"], crossed=card.get("crossed", False))
+        + card_images_text(card)
         + f"; {card['test']} others are the test, of which {card['right']} are classified right "
         f"and attacked. Seed {card['seed']}, n = {card['n']}, sigma = {card['sigma']:g}, scores "
         f"{', '.join(card['scores'])}. Of the clean test images {_share(clean['flagged_5%'])} "

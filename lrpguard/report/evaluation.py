@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from lrpguard.conformal import images_text
+from lrpguard.conformal import card_images_text
 from lrpguard.evaluation.outcomes import GUARD
 from lrpguard.evaluation.tables import Card
 from lrpguard.report import detection, restoration
@@ -129,7 +129,7 @@ def _summary(card: Card) -> Html:
         Tile("Right labels made wrong, of clean images", percent(harm), within(harm)),
     ]
     guard, splits = card["guard"], card["splits"]
-    used = images_text(guard["fit_n"], guard["calibration_n"], crossed=guard.get("crossed", False))
+    used = card_images_text(guard)
     known = facts(
         [
             ("model", f"{card['model']}, fingerprint {str(card['fingerprint'])[:12]}"),
