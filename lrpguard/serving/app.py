@@ -172,6 +172,7 @@ class _Routes:
             call.headers.get(oip.HEADER_LENGTH),
             image_shape=opened.calibration.image_shape,
             max_images=self.config.limits.images,
+            scores=self.scores,
         )
         asked = await self.service.in_thread(call, "decode", read)
         outcomes = await _while_connected(request, self.service.judge(asked.images, call))

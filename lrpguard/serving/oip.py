@@ -89,7 +89,12 @@ def metadata(
 
 
 def parse(
-    body: bytes, header_length: str | None, *, image_shape: Sequence[int], max_images: int
+    body: bytes,
+    header_length: str | None,
+    *,
+    image_shape: Sequence[int],
+    max_images: int,
+    scores: bool,
 ) -> InferRequest:
     """Read a request.
 
@@ -98,6 +103,7 @@ def parse(
         header_length: The header ``Inference-Header-Content-Length``.
         image_shape: (C, H, W) of the images that are taken.
         max_images: Most images of a request.
+        scores: Whether scores are exposed, and may be asked for.
 
     Raises:
         RefusedError: 400, saying what is wrong with it.
@@ -128,7 +134,7 @@ def parse(
     return InferRequest(
         torch.from_numpy(pixels),
         name or None,
-        _asked_outputs(content.get("outputs")),
+        _asked_outputs(content.get("outputs"), output_names(scores=scores)),
         asked.get("binary_data_output") is True,
     )
 
@@ -145,15 +151,9 @@ def answer(
 
     A label that is not known is -1; a p-value or score of an unguarded answer is NaN in binary
     and null in JSON, which has no NaN.
-
-    Raises:
-        RefusedError: 400 where an output is asked for that there is not.
     """
-    names = output_names(scores=scores)
-    asked = dict.fromkeys(names, request.binary) if request.outputs is None else request.outputs
-    unknown = sorted(set(asked) - set(names))
-    if unknown:
-        raise bad_request(f"there is no such output; there are {', '.join(names)}.")
+    every = dict.fromkeys(output_names(scores=scores), request.binary)
+    asked = every if request.outputs is None else request.outputs
     outputs: list[dict[str, Any]] = []
     binary: list[bytes] = []
     for name, is_binary in asked.items():
@@ -248,7 +248,7 @@ def _listed(data: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> npt.NDAr
         return values.astype(dtype.newbyteorder("=")).reshape(shape)
 
 
-def _asked_outputs(asked: Any) -> dict[str, bool] | None:
+def _asked_outputs(asked: Any, names: Sequence[str]) -> dict[str, bool] | None:
     if asked is None:
         return None
     if not isinstance(asked, list) or len(asked) > len(_OUTPUTS):
@@ -257,6 +257,8 @@ def _asked_outputs(asked: Any) -> dict[str, bool] | None:
     for entry in asked:
         if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
             raise bad_request('an output is not of the form {"name": ...}.')
+        if entry["name"] not in names:
+            raise bad_request(f"there is no such output; there are {', '.join(names)}.")
         parameters = _object(entry.get("parameters"), "an output's parameters")
         found[entry["name"]] = parameters.get("binary_data") is True
     return found or None
