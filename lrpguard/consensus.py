@@ -25,6 +25,10 @@ VOTE_WEIGHT = 0.5
 VOTE_LIMIT = 4.0
 """Largest log-ratio that counts: a strong attack keeps its label on every view."""
 
+ANOMALY_LIMIT = 4.0
+"""Largest half of an anomaly that counts, about what 1 in 50 clean images reach. More says that a
+request is unlike clean data, which a noisy camera's is, too, and not that its label is wrong."""
+
 
 @dataclass(frozen=True)
 class Consensus:
@@ -87,9 +91,9 @@ def propose(
     Consistency is that of noise and denoised views or, where a place seems painted, of its
     covering if that is larger. The candidate z that maximises
     ``consistency_z + 0.5 log(support_z)`` is proposed. The evidence for it is
-    ``consistency_z + 0.5 log(p_z / p_y) + anomaly / 2``, the logarithm held within 4: how clearly
-    views and noise speak for z, and how unlike clean data the request is altogether (half a
-    squared norm is a log-likelihood ratio).
+    ``consistency_z + 0.5 log(p_z / p_y) + anomaly / 2``, the logarithm held within 4, the last
+    term at most 4: how clearly views and noise speak for z, and how unlike clean data the request
+    is altogether (half a squared norm is a log-likelihood ratio).
 
     Args:
         found: Candidates of the requests.
@@ -124,7 +128,7 @@ def _propose_one(
         label=found.classes.gather(1, best).squeeze(1),
         evidence=consistency.gather(1, best).squeeze(1)
         + VOTE_WEIGHT * vote.clamp(-VOTE_LIMIT, VOTE_LIMIT)
-        + anomaly / 2,
+        + (anomaly / 2).clamp(max=ANOMALY_LIMIT),
         confidence=chosen,
     )
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lrpguard.consensus import (
+    ANOMALY_LIMIT,
     SUPPORT_WEIGHT,
     VOTE_LIMIT,
     VOTE_WEIGHT,
@@ -85,6 +86,7 @@ class TestPropose:
             4 + 0.5 * math.log(share[1] / share[0]) + 6 / 2
         )
         assert (SUPPORT_WEIGHT, SUPPORT_FLOOR, VOTE_WEIGHT, VOTE_LIMIT) == (0.5, 1e-4, 0.5, 4.0)
+        assert ANOMALY_LIMIT == 4.0
 
     def test_covering_counts_where_a_place_is_painted(self) -> None:
         # By noise and views 7 has 4, and 4 has 1.5; by covering 7 has 0, and 4 has 5.
@@ -141,10 +143,18 @@ class TestPropose:
         values = [[-2.0, 3.0, 1.0, 0.0], [-1.0, 0.0, 1.5, 0.0]]
         plain = propose(by_hand(values, [7, 4]), UNIT, QUIET, PLAIN)
         other = propose(by_hand(values, [7, 4], [0.9, 0.1]), UNIT, QUIET, PLAIN)
-        unlike = propose(by_hand(values, [7, 4]), UNIT, QUIET + 50, PLAIN)
+        unlike = propose(by_hand(values, [7, 4]), UNIT, QUIET + 5, PLAIN)
         assert plain.evidence.item() == other.evidence.item()
         assert unlike.label.tolist() == plain.label.tolist()
-        assert unlike.evidence.item() == plain.evidence.item() + 25
+        assert unlike.evidence.item() == plain.evidence.item() + 2.5
+
+    def test_an_anomaly_beyond_its_limit_is_no_more_evidence_for_another_label(self) -> None:
+        found = by_hand([[-2.0, 3.0, 1.0, 0.0], [-1.0, 0.0, 1.5, 0.0]], [7, 4])
+        plain, unlike, more = (
+            propose(found, UNIT, QUIET + anomaly, PLAIN).evidence.item()
+            for anomaly in (0.0, 2 * ANOMALY_LIMIT, 1000.0)
+        )
+        assert unlike == more == plain + ANOMALY_LIMIT
 
     @pytest.mark.parametrize(("gap", "vote"), [(-1000.0, -4.0), (1000.0, 4.0), (0.0, 0.0)])
     def test_votes_are_held_within_their_limit(self, gap: float, vote: float) -> None:

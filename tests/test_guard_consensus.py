@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lrpguard import Calibration, Consensus, Guard, Verdict, Whitening
+from lrpguard import Calibration, Consensus, Guard, Smoothing, Verdict, Whitening
+from lrpguard.attacks.controls import gaussian_noise
 from lrpguard.consensus import propose
+from lrpguard.demo.digits import load_digit_splits, load_digits_model
 from lrpguard.detector import CombinedDetector
 from lrpguard.errors import ConfigurationError
 from lrpguard.readings import read
@@ -75,6 +77,17 @@ class TestConsensus:
         assert verdict.restored_label[unknown].tolist() == [UNKNOWN] * len(unknown)
         assert verdict.restored_confidence[unknown].tolist() == [0.0] * len(unknown)
         assert torch.equal(verdict.restored_logits[unknown], verdict.logits[unknown])
+
+    def test_noisy_images_are_flagged_and_keep_their_right_label_or_get_none(self) -> None:
+        splits = load_digit_splits()
+        guard = Guard(load_digits_model(), smoothing=Smoothing(n=8, sigma=0.1))
+        guard.calibrate(splits.calibration.images.split(64))
+        noisy = gaussian_noise(splits.test.images[:200], sigma=0.2, seed=1)
+        made = guard(noisy)
+        right = made.label == splits.test.labels[:200]
+        assert int((right & made.flagged).sum()) > 60, "too easy to show anything"
+        replaced = right & (made.restored_label != made.label) & (made.restored_label != UNKNOWN)
+        assert int(replaced.sum()) < 10
 
     def test_changes_no_pixels(self, verdict: Verdict) -> None:
         assert verdict.changed_pixels is not None
