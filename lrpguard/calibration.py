@@ -35,11 +35,8 @@ from lrpguard.smoothing import Smoothing
 from lrpguard.staged import Staged
 from lrpguard.stopping import CalibratedLooks
 
-SCHEMA = 4
+SCHEMA = 5
 """Version of the calibration file's form."""
-
-READABLE = (2, 3, SCHEMA)
-"""Versions that are read; those before 3 know no looks, those before 4 no crossed images."""
 
 _RECORD = "lrpguard"
 _NO_LOOKS = "It was made without looks; calibrate with looks=Looks.of(n)."
@@ -275,14 +272,14 @@ class Calibration:
 
         Raises:
             CalibrationFileError: Missing, truncated, altered, not a calibration, or of a
-                schema that this lrpguard does not know.
+                schema that is not this lrpguard's.
         """
         tensors, record = _read(Path(path))
         schema = record.get("schema")
-        if schema not in READABLE:
+        if schema != SCHEMA:
             raise CalibrationFileError(
                 f"{path} has schema {schema}, written by lrpguard {record.get('version')}; this "
-                f"one reads schemas {READABLE[0]} to {SCHEMA}. Update lrpguard, or calibrate again."
+                f"one reads schema {SCHEMA}. Update lrpguard, or calibrate again."
             )
         if record.pop("digest", None) != _digest(tensors, record):
             raise CalibrationFileError(
@@ -374,7 +371,7 @@ def _from_record(tensors: dict[str, Tensor], record: Mapping[str, Any]) -> Calib
     }
     channels, height, width = record["preprocessing"]["shape"]
     detector = load_detector(record["detector"], tuple(record["scores"]), state)
-    looks = record.get("looks")
+    looks = record["looks"]
     return Calibration(
         detector=detector,
         anomalies=tensors["anomalies"],
@@ -389,6 +386,6 @@ def _from_record(tensors: dict[str, Tensor], record: Mapping[str, Any]) -> Calib
         created=record["created"],
         version=record["version"],
         staged=None if looks is None else Staged.load(looks, tensors, detector),
-        noise_why=record.get("noise_why"),
-        crossed=record.get("crossed", False),
+        noise_why=record["noise_why"],
+        crossed=record["crossed"],
     )

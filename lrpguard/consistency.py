@@ -31,7 +31,7 @@ SUPPORT_FLOOR = 1e-4
 
 TRUST_POWER = 4
 TRUST_FLOOR = 0.01
-"""Strong views count by this power of the share of clean images whose label they keep, and 1 %."""
+"""Views count by this power of the share of clean images whose label they keep, and 1 %."""
 
 RANK_WEIGHT = 1.0
 RANK_SOFTNESS = 0.1
@@ -124,8 +124,8 @@ class ConsistencyModel:
         base_mean: Mean over all pairs [1 + J].
         base_scale: Scale over all pairs [1 + J].
         weights: Weights of the standardised gap and shifts in two scores [2, 1 + J]: one takes
-            noise and mild views, the other the covered view; the shifts count equally, the gap
-            corrects for what it alone explains.
+            noise and mild views, the other the covered view; the shifts count by how far each is
+            to be trusted, the gap corrects for what it alone explains.
         trust: Weight of each strong view in the support, their sum is 1 [S].
         rank_weight: Times the logarithm of a candidate's rank it counts less in
             :meth:`suspicion` [1].
@@ -155,18 +155,17 @@ class ConsistencyModel:
         scale = square.sqrt().clamp_min(1e-9)
         standard = deviation / scale[index]
         covariance = standard.T @ standard / len(standard)
-        everywhere = torch.ones(values.shape[1] - 1, dtype=torch.float64)
-        everywhere[-1] = 0
-        trust = (found.kept.mean(0) + TRUST_FLOOR) ** TRUST_POWER
+        everywhere = _trust(_mild_kept(found))
+        covering = torch.zeros_like(everywhere)
+        everywhere[-1], covering[-1] = 0, 1
+        trust = _trust(found.kept)
         return ConsistencyModel(
             pairs=pairs,
             mean=mean,
             scale=scale,
             base_mean=base_mean,
             base_scale=base_square.sqrt().clamp_min(1e-9),
-            weights=torch.stack(
-                [_weights(covariance, everywhere), _weights(covariance, 1 - everywhere)]
-            ),
+            weights=torch.stack([_weights(covariance, everywhere), _weights(covariance, covering)]),
             trust=trust / trust.sum(),
             rank_weight=torch.tensor([rank_weight], dtype=torch.float64),
         )
@@ -214,7 +213,7 @@ class ConsistencyModel:
         """Return the trusted mean of the candidates' log-probabilities on the strong views [B, C].
 
         How far a view is to be trusted depends on model and images: a blur that photographs
-        bear ruins small pictures.
+        bear ruins small pictures, and a mirrored digit is none.
         """
         return (found.support * self.trust).sum(2)
 
@@ -229,8 +228,6 @@ class ConsistencyModel:
         Raises:
             KeyError: A part of the state is missing.
         """
-        no_ranks = {"rank_weight": torch.zeros(1, dtype=torch.float64)}  # files before schema 4
-        state = no_ranks | dict(state)
         return ConsistencyModel(**{f.name: state[f.name] for f in fields(ConsistencyModel)})
 
 
@@ -244,11 +241,25 @@ def _sums(values: Tensor, index: Tensor) -> Tensor:
     return values.new_zeros(int(index.max()) + 1, values.shape[1]).index_add_(0, index, values)
 
 
+def _mild_kept(found: Candidates) -> Tensor:
+    """Return 1 where noise, a mild view or covering keeps the label, else 0, float64 [B, J].
+
+    As far as the candidates know, which are the classes that the views speak for most.
+    """
+    moved = found.values[..., :1] + found.values[..., 1:]  # f_z - f_y on each view [B, C, J]
+    return (moved.amax(1) < 0).double()
+
+
+def _trust(kept: Tensor) -> Tensor:
+    """Return how much each view counts [V], from which labels it keeps [B, V]."""
+    return (kept.mean(0) + TRUST_FLOOR) ** TRUST_POWER
+
+
 def _weights(covariance: Tensor, taken: Tensor) -> Tensor:
     """Return weights of gap and shifts that give a score of unit variance.
 
-    Each shift that is ``taken`` is taken less its regression on the gap, since a class far
-    behind moves less; the remainders are summed.
+    Each shift is taken less its regression on the gap, since a class far behind moves less; the
+    remainders are summed, each times its weight in ``taken`` [J].
     """
     slope = covariance[1:, 0] / covariance[0, 0].clamp_min(1e-12)
     weights = torch.cat([-(slope * taken).sum()[None], taken])

@@ -64,6 +64,16 @@ def gaussian(image: Tensor, sigma: float = GAUSSIAN_SIGMA) -> Tensor:
     return _weighted(_weighted(image, kernel, 1), kernel, 2)
 
 
+def mirrored(image: Tensor) -> Tensor:
+    """Return the image with left and right exchanged; any [C, H, W]."""
+    return image.flip(2)
+
+
+def shifted(image: Tensor) -> Tensor:
+    """Move the image up by one pixel; the row that comes free repeats the last one."""
+    return torch.cat([image[:, 1:], image[:, -1:]], dim=1)
+
+
 def filled(image: Tensor, known: Tensor, sigma: float) -> Tensor:
     """Return the image with its unknown pixels painted by the Gaussian mean of the known ones.
 

@@ -1,8 +1,9 @@
 """Changed views of a request: what is left of it when fine detail, or one place, goes.
 
-A perturbation that was tuned pixel by pixel does not survive a mild denoiser, and the prediction
-on the view says what it hid. The four differ in kind, so that no single trick outlives them all.
-One painted into a small place outlives them, but not the covering of that place.
+A perturbation that was tuned pixel by pixel does not survive a mild denoiser, a mirror or a step to
+the side, and the prediction on the view says what it hid. The six differ in kind, so that no single
+trick outlives them all. One painted into a small place outlives them, but not the covering of that
+place.
 """
 
 from __future__ import annotations
@@ -13,7 +14,17 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from lrpguard.filters import bilateral, filled, gaussian, half_size, jpeg, median, total_variation
+from lrpguard.filters import (
+    bilateral,
+    filled,
+    gaussian,
+    half_size,
+    jpeg,
+    median,
+    mirrored,
+    shifted,
+    total_variation,
+)
 from lrpguard.pixels import roughest_place
 
 STRONG_SPREAD = 0.15
@@ -65,7 +76,14 @@ def covered(image: Tensor) -> Tensor:
 
 
 VIEWS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
-    {"bilateral": bilateral, "jpeg": jpeg, "median": median, "gaussian": gaussian}
+    {
+        "bilateral": bilateral,
+        "jpeg": jpeg,
+        "median": median,
+        "gaussian": gaussian,
+        "mirrored": mirrored,
+        "shifted": shifted,
+    }
 )
 """The mild views, by name: from an image [C, H, W] in float32 to its view."""
 

@@ -234,6 +234,17 @@ class TestWeights:
         assert model.weights[0].tolist() == pytest.approx([0.0, half, half, 0.0])
         assert model.weights[1].tolist() == pytest.approx([0.0, 0.0, 0.0, 1.0])
 
+    def test_a_view_counts_as_it_keeps_the_labels_of_clean_images(self) -> None:
+        # A gap of -3 or -5; one shift of 1 keeps all labels, one of 6 half of them, covering all.
+        corners = [(a, b, c) for a in (1.0, -1.0) for b in (1.0, -1.0) for c in (1.0, -1.0)]
+        values = [[a - 4, b, 6 * c, a * b * c] for a, b, c in corners]
+        model = ConsistencyModel.fit(one_candidate([0] * 8, [1] * 8, values))
+        gap, sure, doubtful, covering = model.weights[0].tolist()
+        assert (TRUST_POWER, TRUST_FLOOR) == (4, 0.01)
+        assert doubtful / sure == pytest.approx((0.51 / 1.01) ** 4)
+        assert (gap, covering) == pytest.approx((0.0, 0.0))
+        assert math.hypot(sure, doubtful) == pytest.approx(1.0)
+
     def test_by_hand_with_a_gap_that_explains_some(self) -> None:
         # The shift is the gap's negative 3/5 and 4/5 of its own, covering the reverse.
         corners = [(a, b, c) for a in (1.0, -1.0) for b in (1.0, -1.0) for c in (1.0, -1.0)]
@@ -480,12 +491,6 @@ class TestSuspicion:
         model, fresh = ConsistencyModel.fit(make_candidates(300)), make_candidates(40, seed=1)
         alone = [model.suspicion(fresh.select(slice(i, i + 1))) for i in range(40)]
         assert torch.equal(model.suspicion(fresh), torch.cat(alone))
-
-    def test_a_model_of_an_older_file_knows_no_ranks(self) -> None:
-        model, fresh = ConsistencyModel.fit(make_candidates(300)), make_candidates(9, seed=1)
-        old = {name: part for name, part in model.state().items() if name != "rank_weight"}
-        found = ConsistencyModel.from_state(old).suspicion(fresh)
-        assert torch.equal(found, model.scores(fresh)[..., 0].amax(1))
 
 
 class TestState:

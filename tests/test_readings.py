@@ -47,18 +47,18 @@ class TestRows:
         found = Candidates(
             label=torch.tensor([4]),
             classes=torch.tensor([[7, 2]]),
-            values=torch.arange(14.0).double().view(1, 2, 7),
+            values=torch.arange(18.0).double().view(1, 2, 9),
             support=-torch.arange(8.0).double().view(1, 2, 4),
             kept=torch.tensor([[1.0, 0.0, 0.0, 1.0]]).double(),
         )
         whole = Readings(("a", "b"), torch.tensor([[0.25, -3.0]]).double(), found)
-        kept, support, values = [1, 0, 0, 1], [-i for i in range(8)], list(range(14))
+        kept, support, values = [1, 0, 0, 1], [-i for i in range(8)], list(range(18))
         assert whole.to_rows() == [[0.25, -3.0, 4, 7, 2, *kept, *support, *values]]
         assert same(Readings.from_rows(("a", "b"), whole.to_rows()), whole)
 
     def test_one_number_a_score_and_the_candidates_behind(self) -> None:
-        assert len(VIEWS) == len(STRONG_VIEWS) == SUPPORTS == 4
-        assert VALUES == 7  # gap, noise, four mild views, covering
+        assert (len(VIEWS), len(STRONG_VIEWS)) == (6, SUPPORTS) == (6, 4)
+        assert VALUES == 9  # gap, noise, six mild views, covering
         (row,) = make_readings(1).to_rows()
         # Label, and which strong views keep it; four candidates, each its class, support, values.
         assert len(row) == len(SCORES) + 1 + SUPPORTS + 4 * (1 + SUPPORTS + VALUES)
