@@ -158,7 +158,6 @@ class ConsistencyModel:
         everywhere = _trust(_mild_kept(found))
         covering = torch.zeros_like(everywhere)
         everywhere[-1], covering[-1] = 0, 1
-        trust = _trust(found.kept)
         return ConsistencyModel(
             pairs=pairs,
             mean=mean,
@@ -166,7 +165,7 @@ class ConsistencyModel:
             base_mean=base_mean,
             base_scale=base_square.sqrt().clamp_min(1e-9),
             weights=torch.stack([_weights(covariance, everywhere), _weights(covariance, covering)]),
-            trust=trust / trust.sum(),
+            trust=_trust(found.kept),
             rank_weight=torch.tensor([rank_weight], dtype=torch.float64),
         )
 
@@ -251,8 +250,9 @@ def _mild_kept(found: Candidates) -> Tensor:
 
 
 def _trust(kept: Tensor) -> Tensor:
-    """Return how much each view counts [V], from which labels it keeps [B, V]."""
-    return (kept.mean(0) + TRUST_FLOOR) ** TRUST_POWER
+    """Return the weight of each view, their sum is 1 [V], from which labels it keeps [B, V]."""
+    power = (kept.mean(0) + TRUST_FLOOR) ** TRUST_POWER
+    return power / power.sum()
 
 
 def _weights(covariance: Tensor, taken: Tensor) -> Tensor:

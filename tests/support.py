@@ -137,7 +137,7 @@ def make_evidence(
 def make_candidates(
     n: int, *, classes: int = 5, seed: int = 0, values: Tensor | None = None
 ) -> Candidates:
-    """Return candidates of n clean images that move at random, in unit steps.
+    """Return candidates of n clean images that move at random, in unit steps, three behind.
 
     Strong views keep the label of 30 % of the images, of more, and the last of all of them.
 
@@ -145,13 +145,14 @@ def make_candidates(
         n: Number of images.
         classes: Number of classes K; the up to nine nearest others are the candidates.
         seed: Of labels, classes and values.
-        values: What they are, in place of standard normal ones [n, C, 1 + J].
+        values: What they are, in place of normal ones [n, C, 1 + J].
     """
     generator = torch.Generator().manual_seed(seed)
     label = torch.randint(classes, (n,), generator=generator)
     count = min(9, classes - 1)
     rank = torch.rand(n, classes, generator=generator).scatter(1, label[:, None], -1)
     drawn = torch.randn(n, count, VALUES, generator=generator, dtype=torch.float64)
+    drawn[..., 0] -= 3
     share = torch.rand(n, count, SUPPORTS, generator=generator, dtype=torch.float64).softmax(1)
     kept = torch.rand(n, SUPPORTS, generator=generator) < torch.linspace(0.3, 1, SUPPORTS)
     return Candidates(

@@ -24,6 +24,7 @@ from lrpguard.consistency import (
 )
 from lrpguard.errors import ConfigurationError
 from lrpguard.readings import SUPPORTS, VALUES
+from lrpguard.views import VIEW_COUNT
 from tests.support import make_candidates, make_evidence
 
 
@@ -36,6 +37,7 @@ def shares(logits: list[float]) -> list[float]:
 class TestCandidates:
     def test_by_hand(self) -> None:
         mild = [[5.0, 2.0, 0.0], [4.0, 1.0, 3.0], [5.0, 1.0, 2.0], [0.0, 0.0, 0.0]]
+        mild += [[6.0, 1.0, 1.0], [3.0, 3.0, 2.0]]
         covered = [1.0, 7.0, 0.0]
         strong = [[9.0, 0.0, 1.0], [0.0, 2.0, 0.0], [3.0, 0.0, 0.0], [0.0, 5.0, 5.0]]
         evidence = make_evidence(
@@ -46,11 +48,14 @@ class TestCandidates:
         found = candidates(evidence)
         assert found.label.tolist() == [0]
         assert found.classes.tolist() == [[1, 2]]
-        # Class 1: gap 1 - 5; under noise 4 - 3 = 1, then 2 - 5, 1 - 4, 1 - 5, 0, covered 7 - 1:
-        # less the gap. Class 2: gap 2 - 5; 1 - 3 = -2, then 0 - 5, 3 - 4, 2 - 5, 0, covered
-        # 0 - 1: less the gap.
+        # Class 1: gap 1 - 5; under noise 4 - 3 = 1, then 2 - 5, 1 - 4, 1 - 5, 0, 1 - 6, 0, covered
+        # 7 - 1: less the gap. Class 2: gap 2 - 5; 1 - 3 = -2, then 0 - 5, 3 - 4, 2 - 5, 0, 1 - 6,
+        # 2 - 3, covered 0 - 1: less the gap.
         assert found.values.tolist() == [
-            [[-4.0, 5.0, 1.0, 1.0, 0.0, 4.0, 10.0], [-3.0, 1.0, -2.0, 2.0, 0.0, 3.0, 2.0]]
+            [
+                [-4.0, 5.0, 1.0, 1.0, 0.0, 4.0, -1.0, 4.0, 10.0],
+                [-3.0, 1.0, -2.0, 2.0, 0.0, 3.0, -2.0, 2.0, 2.0],
+            ]
         ]
         # Of classes 1 and 2 alone, on each of the four strong views.
         each = [shares(view[1:]) for view in strong]
@@ -61,7 +66,7 @@ class TestCandidates:
         assert found.values.dtype == found.support.dtype == found.kept.dtype == torch.float64
 
     def test_no_support_at_all_is_the_floor(self) -> None:
-        views = [[9.0, 0.0, 999.0]] * 9
+        views = [[9.0, 0.0, 999.0]] * VIEW_COUNT
         evidence = make_evidence(
             logits=[[9.0, 0.0, 0.0]], noisy_logits=[[[9.0, 0.0, 0.0]]], views=[views]
         )
@@ -76,14 +81,14 @@ class TestCandidates:
         evidence = make_evidence(
             logits=[[9.0, 0.0, 0.0]] * 3,
             noisy_logits=[[[9.0, 0.0, 0.0]]] * 3,
-            views=[[*[[9.0, 0.0, 0.0]] * 5, *strong]] * 3,
+            views=[[*[[9.0, 0.0, 0.0]] * (VIEW_COUNT - 4), *strong]] * 3,
             label=[0, 1, 2],
         )
         assert candidates(evidence).kept.tolist() == [[1, 0, 0, 1], [0, 1, 0, 0], [0, 0, 1, 0]]
 
     def test_of_two_classes_stand_in_the_order_of_their_mean_probability(self) -> None:
         # Class 1 has by far the larger mean logit, from one view; class 2 wins all the others.
-        views = [[9.0, 99.0, 0.0], *[[9.0, 0.0, 2.0]] * 8]
+        views = [[9.0, 99.0, 0.0], *[[9.0, 0.0, 2.0]] * (VIEW_COUNT - 1)]
         evidence = make_evidence(
             logits=[[9.0, 0.0, 0.0]], noisy_logits=[[[9.0, 0.0, 2.0]]], views=[views]
         )
@@ -93,7 +98,7 @@ class TestCandidates:
         options: dict[str, Any] = {
             "logits": [[1.0, 9.0, 2.0]],
             "noisy_logits": [[[1.0, 9.0, 2.0]]],
-            "views": [[[1.0, 9.0, 2.0]] * 9],
+            "views": [[[1.0, 9.0, 2.0]] * VIEW_COUNT],
         }
         assert candidates(make_evidence(**options)).classes.tolist() == [[2, 0]]
         other = candidates(make_evidence(**options, label=[2]))
@@ -102,7 +107,7 @@ class TestCandidates:
 
     @pytest.mark.parametrize(("classes", "count"), [(2, 1), (5, 4), (10, 9), (1000, 9)])
     def test_are_the_others_or_the_nearest_nine(self, classes: int, count: int) -> None:
-        logits = torch.randn(3, 12, classes, generator=torch.Generator().manual_seed(0))
+        logits = torch.randn(3, 3 + VIEW_COUNT, classes, generator=torch.Generator().manual_seed(0))
         evidence = made_of(logits, copies=2)
         found = candidates(evidence)
         assert found.classes.shape == (3, count)
@@ -120,7 +125,7 @@ class TestCandidates:
             assert found.kept[i].tolist() == kept.double().tolist()
 
     def test_of_a_request_alone_are_the_same_bit_for_bit(self) -> None:
-        logits = torch.randn(9, 30, 12, generator=torch.Generator().manual_seed(0))
+        logits = torch.randn(9, 21 + VIEW_COUNT, 12, generator=torch.Generator().manual_seed(0))
         evidence = made_of(logits, copies=20)
         whole = candidates(evidence)
         model = ConsistencyModel.fit(whole)

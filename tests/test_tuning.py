@@ -215,7 +215,7 @@ class TestGuardChooses:
 
 
 def test_other_passes_are_the_image_and_its_views() -> None:
-    assert OTHER_PASSES == 1 + len(changed_views(images(1)[0])) == 10
+    assert OTHER_PASSES == 1 + len(changed_views(images(1)[0])) == 12
 
 
 def test_refuses_what_cannot_be() -> None:

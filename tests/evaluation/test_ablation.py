@@ -20,6 +20,7 @@ def readings(count: int, *, seed: int, **shifts: float) -> Readings:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     values = normal(count, 9, VALUES)
+    values[..., 0] -= 10  # the label leads
     values[:, 3, 2:] += shifts.pop("views", 0.0)
     scores = normal(count, len(NAMES))
     for name, shift in shifts.items():
