@@ -23,9 +23,14 @@ from lrpguard.evaluation.bootstrap import (
 )
 from lrpguard.evaluation.metrics import Proportion, proportion
 from lrpguard.readings import VALUES, Readings
+from lrpguard.views import VIEWS
 
-GAP, NOISE, VIEWS = (0,), (1,), tuple(range(2, VALUES))
+GAP, NOISE, CHANGED = (0,), (1,), tuple(range(2, VALUES))
 """Which of a candidate's values say what: the gap, the noisy copies, the changed views."""
+
+MOVED = tuple(2 + list(VIEWS).index(name) for name in ("mirrored", "shifted"))
+STILL = tuple(value for value in CHANGED if value not in MOVED)
+"""Views whose pixels have other places, and those that only smooth or cover."""
 
 EVERY = COMBINED_SCORES
 
@@ -52,22 +57,24 @@ def _without(*names: str) -> tuple[str, ...]:
 
 
 VARIANTS = (
-    Variant("the detector", GAP + NOISE + VIEWS, EVERY),
+    Variant("the detector", GAP + NOISE + CHANGED, EVERY),
     Variant(
         "with the roughness of the relevance",
-        GAP + NOISE + VIEWS,
+        GAP + NOISE + CHANGED,
         (*EVERY, "relevance_roughness"),
     ),
     Variant(
-        "without noise of the pixels", GAP + NOISE + VIEWS, _without("chroma_noise", "line_noise")
+        "without noise of the pixels", GAP + NOISE + CHANGED, _without("chroma_noise", "line_noise")
     ),
-    Variant("without the roughest place", GAP + NOISE + VIEWS, _without("place_roughness")),
-    Variant("without margin", GAP + NOISE + VIEWS, _without("margin")),
-    Variant("without the candidates' ranks", GAP + NOISE + VIEWS, EVERY, 0.0),
-    Variant("without noisy copies", GAP + VIEWS, EVERY),
-    Variant("without denoised views", GAP + NOISE, EVERY),
-    Variant("logits alone: consistency and margin", GAP + NOISE + VIEWS, ("margin",)),
-    Variant("consistency alone", GAP + NOISE + VIEWS, ()),
+    Variant("without the roughest place", GAP + NOISE + CHANGED, _without("place_roughness")),
+    Variant("without margin", GAP + NOISE + CHANGED, _without("margin")),
+    Variant("without the candidates' ranks", GAP + NOISE + CHANGED, EVERY, 0.0),
+    Variant("without noisy copies", GAP + CHANGED, EVERY),
+    Variant("without the mirrored and the shifted view", GAP + NOISE + STILL, EVERY),
+    Variant("without smoothing and covering views", GAP + NOISE + MOVED, EVERY),
+    Variant("without any view", GAP + NOISE, EVERY),
+    Variant("logits alone: consistency and margin", GAP + NOISE + CHANGED, ("margin",)),
+    Variant("consistency alone", GAP + NOISE + CHANGED, ()),
     Variant("consistency of the noisy copies alone", GAP + NOISE, ()),
     Variant("the paper's score", (), None),
 )

@@ -6,14 +6,17 @@ import torch
 
 from lrpguard.consistency import Candidates
 from lrpguard.detector import SIDES
-from lrpguard.evaluation.ablation import VARIANTS, Judged, ablate, ablation_table
+from lrpguard.evaluation.ablation import STILL, VARIANTS, Judged, ablate, ablation_table
 from lrpguard.readings import SUPPORTS, VALUES, Readings
 
 NAMES = ("relevance_variance", *SIDES)
 
 
 def readings(count: int, *, seed: int, **shifts: float) -> Readings:
-    """Return normal readings of ten classes, some scores shifted; ``views`` shifts the views."""
+    """Return normal readings of ten classes, some scores shifted.
+
+    ``views`` shifts what all views say, ``still`` those that are neither mirrored nor shifted.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -22,6 +25,7 @@ def readings(count: int, *, seed: int, **shifts: float) -> Readings:
     values = normal(count, 9, VALUES)
     values[..., 0] -= 10  # the label leads
     values[:, 3, 2:] += shifts.pop("views", 0.0)
+    values[:, 3, list(STILL)] += shifts.pop("still", 0.0)
     scores = normal(count, len(NAMES))
     for name, shift in shifts.items():
         scores[:, NAMES.index(name)] += shift
@@ -65,6 +69,7 @@ def test_an_attack_is_missed_without_the_one_part_that_sees_it() -> None:
         place=judged(seed=7, place_roughness=6.0),
         relevance=judged(seed=5, relevance_roughness=6.0),
         views=judged(seed=6, views=5.0),
+        still=judged(seed=8, still=8.0),
     )
     assert all(rates["the detector"][name] > 0.9 for name in ("noise", "margin", "place"))
     assert rates["the detector"]["views"] > 0.9
@@ -73,7 +78,9 @@ def test_an_attack_is_missed_without_the_one_part_that_sees_it() -> None:
     assert rates["without margin"]["margin"] < 0.2
     assert rates["the detector"]["relevance"] < 0.2
     assert rates["with the roughness of the relevance"]["relevance"] > 0.9
-    assert rates["without denoised views"]["views"] < 0.2
+    assert rates["without any view"]["views"] < 0.2
+    assert rates["without smoothing and covering views"]["still"] < 0.2
+    assert rates["without the mirrored and the shifted view"]["still"] > 0.9
     assert rates["without noisy copies"]["views"] > 0.9
     assert rates["the paper's score"]["noise"] < 0.2
 
