@@ -1,7 +1,7 @@
 """The attack on hardened guards: it follows every signal that the variant reads.
 
-The key is not known: noise is drawn afresh at each step, and where one signal is drawn for each
-request, the mean over all of them is followed (expectation over transformations).
+The key is not known: noise is drawn afresh at each step, and where some signals are drawn for each
+request, the mean over all draws is followed (expectation over transformations).
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from torch import Tensor
 
 from lrpguard.attacks.adaptive.aware import best_wrong, in_chunks, misled
 from lrpguard.attacks.adaptive.descent import Effort, Manner, Objective, Sight, Trace
+from lrpguard.attacks.adaptive.explanation import COST
 from lrpguard.attacks.adaptive.looks import LOOKED_AT, Noise, look
 from lrpguard.attacks.adaptive.surrogate import Surrogate
 from lrpguard.guard import Guard
 from lrpguard.redteam.hardening import GUARD, LOUD, STRONG, Hardened, beside
+from lrpguard.redteam.relevance_signals import RELEVANCE
 from lrpguard.views import STRONG_VIEWS
 
 AIM = 0.5
@@ -58,9 +60,8 @@ def hardened_pgd(
     others = [name for name in hardened.variant.signals if name != GUARD]
     generator = torch.Generator().manual_seed(effort.seed + 1)
     aim = AIM * float(hardened.threshold(ALPHA).mean())
-    share = 1 / len(others) if hardened.variant.drawn else 1.0
 
-    def louder(batch: Tensor, which: int) -> Tensor:
+    def fresh(batch: Tensor, name: str) -> Tensor:
         return torch.randn((effort.copies, *batch.shape), generator=generator).to(batch)
 
     def objective(noise: Noise, classes: Tensor) -> Objective:
@@ -70,10 +71,9 @@ def hardened_pgd(
             wrong = best_wrong(looks.mean(), of)
             model, won = misled(looks.own, of, wrong)
             own = surrogate.anomaly(batch, looks, wrong).clamp(min=1e-6).sqrt()[:, None]
-            more = [beside(guard.model, batch, wrong, others, louder).cpu()] if others else []
-            standard = (torch.cat([own, *more], 1) - hardened.middle) / hardened.scale
-            over = (standard - aim).clamp(min=0)
-            loss = over[:, 0] + share * over[:, 1:].sum(1)
+            more = [beside(guard, batch, wrong, others, fresh).cpu()] if others else []
+            over = (hardened.standard(torch.cat([own, *more], 1)) - aim).clamp(min=0)
+            loss = (hardened.weights() * over).sum(1)
             return Sight(model, loss.to(model.device), won)
 
         return see
@@ -93,6 +93,9 @@ def hardened_pgd(
 
 def passes(hardened: Hardened, copies: int) -> int:
     """Return how many forward and backward passes of one image a step of the attack takes."""
-    louder = copies * sum(name in LOUD for name in hardened.variant.signals)
-    strong = len(STRONG_VIEWS) * (STRONG in hardened.variant.signals)
-    return 1 + copies + LOOKED_AT + louder + strong
+    signals = hardened.variant.signals
+    louder = copies * sum(name in LOUD for name in signals)
+    strong = len(STRONG_VIEWS) * (STRONG in signals)
+    composites = len({RELEVANCE[name][0] for name in signals if name in RELEVANCE})
+    explained = copies * composites * (1 + COST)  # the map itself, and the gradient of its like
+    return 1 + copies + LOOKED_AT + louder + strong + explained

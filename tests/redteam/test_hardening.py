@@ -9,6 +9,8 @@ from torch import Tensor
 from lrpguard.attacks import pgd, quantize
 from lrpguard.errors import CalibrationSizeError
 from lrpguard.redteam.hardening import (
+    GUARD,
+    OF_LOGITS,
     SIGNALS,
     VARIANTS,
     Hardened,
@@ -57,10 +59,11 @@ def test_all_variants_flag_as_many_clean_images(toy: Toy, clean: Tensor, variant
 
 def test_the_largest_signal_decides_or_the_drawn_one() -> None:
     table = torch.arange(100, dtype=torch.float64)[:, None].expand(-1, len(SIGNALS))
-    one = torch.tensor([[0.0, 200.0, 0.0, 0.0]], dtype=torch.float64)
-    some = Variant("some", SIGNALS)
-    largest = Hardened.fit(some, table, table)
-    drawn = Hardened.fit(Variant("drawn", SIGNALS, drawn=True), table, table)
+    one = torch.zeros(1, len(SIGNALS), dtype=torch.float64)
+    one[0, 1] = 200.0
+    largest = Hardened.fit(Variant("some", (OF_LOGITS,)), table, table)
+    draws = tuple((GUARD, name) for name in OF_LOGITS[1:])
+    drawn = Hardened.fit(Variant("drawn", draws), table, table)
     label = torch.tensor([0])
     assert largest.p_values(Signals(label, one, label)) == pytest.approx(1 / 101)
     assert drawn.p_values(Signals(label, one, label + 3)) == pytest.approx(1 / 101)
