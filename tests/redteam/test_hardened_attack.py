@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from lrpguard.attacks import quantize
 from lrpguard.attacks.adaptive import Effort
 from lrpguard.attacks.adaptive.looks import Looks
 from lrpguard.attacks.adaptive.surrogate import Surrogate
+from lrpguard.redteam import hardened_attack
 from lrpguard.redteam.hardened_attack import hardened_pgd, passes
-from lrpguard.redteam.hardening import SIGNALS, VARIANTS, Hardened, Signals, read_signals
+from lrpguard.redteam.hardening import SIGNALS, VARIANTS, Hardened, Signals, beside, read_signals
 from tests.attacks.adaptive.conftest import EPS, KEY, Toy, bands
 
 EFFORT = Effort(eps=EPS, steps=80)
@@ -36,7 +38,7 @@ def passed(toy: Toy, hardened: Hardened, attacked: Tensor) -> float:
     return float(through.double().mean())
 
 
-@pytest.mark.parametrize("number", [3, 4], ids=["all", "drawn"])
+@pytest.mark.parametrize("number", [3, 4, 6], ids=["all", "drawn", "relevance drawn"])
 def test_the_weak_guard_falls(few: Toy, clean: Tensor, number: int) -> None:
     """What the toy is sure of, its bands' brightness, every look sees alike."""
     hardened = Hardened.fit(VARIANTS[number], clean[:90], clean[90:])
@@ -59,6 +61,22 @@ def test_a_weakened_attack_fails(few: Toy, clean: Tensor, monkeypatch: pytest.Mo
     monkeypatch.setattr(Surrogate, "anomaly", flipped)
     attacked = hardened_pgd(few.guard, hardened, few.images, few.labels, EFFORT, manner="selective")
     assert passed(few, hardened, attacked) <= 0.3
+
+
+def test_an_attack_away_from_the_relevance_fails(
+    few: Toy, clean: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Followed, it passes with as many as the attack by hand, see above."""
+    hardened = Hardened.fit(VARIANTS[6], clean[:90], clean[90:])
+    bar = passed(few, hardened, few.by_hand())
+
+    def turned(*arguments: Any) -> Tensor:
+        found = beside(*arguments)
+        return 2 * found.detach() - found
+
+    monkeypatch.setattr(hardened_attack, "beside", turned)
+    attacked = hardened_pgd(few.guard, hardened, few.images, few.labels, EFFORT, manner="selective")
+    assert passed(few, hardened, attacked) <= bar - 0.1
 
 
 def test_passes_of_a_step() -> None:

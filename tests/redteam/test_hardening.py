@@ -19,6 +19,7 @@ from lrpguard.redteam.hardening import (
     doubt,
     read_signals,
 )
+from lrpguard.redteam.relevance_signals import DRAWN, signals_of
 from tests.attacks.adaptive.conftest import EPS, KEY, Toy, bands
 
 
@@ -68,6 +69,31 @@ def test_the_largest_signal_decides_or_the_drawn_one() -> None:
     assert largest.p_values(Signals(label, one, label)) == pytest.approx(1 / 101)
     assert drawn.p_values(Signals(label, one, label + 3)) == pytest.approx(1 / 101)
     assert drawn.p_values(Signals(label, one, label + 1)) == pytest.approx(1.0)
+
+
+def test_relevance_is_suspicious_on_both_sides() -> None:
+    table = torch.arange(-50, 51, dtype=torch.float64)[:, None].expand(-1, len(SIGNALS))
+    variant = Variant("relevance", ((GUARD, *signals_of("epsilon")),))
+    hardened = Hardened.fit(variant, table, table)
+    some = torch.zeros(4, len(SIGNALS), dtype=torch.float64)
+    some[1, 0] = -200.0  # the guard's own anomaly is suspicious above alone
+    some[2, SIGNALS.index(signals_of("epsilon")[1])] = -200.0
+    some[3, SIGNALS.index(signals_of("epsilon")[0])] = 200.0
+    label = torch.zeros(4, dtype=torch.int64)
+    found = hardened.p_values(Signals(label, some, label))
+    assert (found[:2] > 0.9).all()
+    assert (found[2:] == 1 / 102).all()
+
+
+def test_a_draw_reads_its_own_signals_alone() -> None:
+    table = torch.randn(120, len(SIGNALS), dtype=torch.float64)
+    drawn = Hardened.fit(VARIANTS[6], table, table)
+    assert drawn.known.shape == (120, len(DRAWN))
+    assert drawn.weights().tolist() == pytest.approx([1.0, *6 * [1 / 3]])
+    some = torch.zeros(1, len(SIGNALS), dtype=torch.float64)
+    some[0, SIGNALS.index(signals_of("epsilon-plus")[0])] = 100.0
+    found = drawn.anomalies(some)[0]
+    assert (found > 20).tolist() == [name == "epsilon-plus" for name in DRAWN]
 
 
 def test_too_few_images_are_refused() -> None:
