@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.grad import conv2d_input
 
-from lrpguard.attacks.adaptive.explanation import SoftRelu
+from lrpguard.attacks.adaptive.explanation import SoftRelu, soft_map
 from lrpguard.errors import ConfigurationError
-from lrpguard.inputs import NormalizedModel
 from lrpguard.lrp import Composite, Epsilon, Gamma, Rule, Zero, ZPlus
 
 STEP = 1e-6
@@ -42,13 +41,7 @@ def soft_relevance(
     Raises:
         ConfigurationError: The composite holds another rule.
     """
-    pixels = images if images.requires_grad else images.detach().requires_grad_()
-    with SoftLrp(composite):
-        logits = model(pixels)
-    explained = logits.gather(1, labels[:, None]).sum()
-    (gradient,) = torch.autograd.grad(explained, pixels, create_graph=True)
-    mean = model.mean if isinstance(model, NormalizedModel) else 0.0
-    return (gradient * (pixels - mean)).sum(1)
+    return soft_map(model, images, labels, SoftLrp(composite))
 
 
 class SoftLrp(SoftRelu):
@@ -91,7 +84,7 @@ class SoftLrp(SoftRelu):
 
 @dataclass(frozen=True)
 class _Convolution:
-    """One call of a convolution."""
+    """One call of a convolution, its arguments by torch's names."""
 
     input: Tensor
     weight: Tensor
@@ -125,17 +118,20 @@ class _Convolution:
         )
 
     def run(self, rule: Rule) -> Tensor:
+        """Return its value, with a graph that passes relevance by the rule."""
         weight = self.weight.detach()
         bias = weight.new_zeros(len(weight)) if self.bias is None else self.bias.detach()
         result: Tensor = _Passing.apply(self.input, weight, bias, self, rule)
         return result
 
     def sums(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Return its value for another input and other weights."""
         return functional.conv2d(
             x, weight, bias, self.stride, self.padding, self.dilation, self.groups
         )
 
     def back(self, c: Tensor, weight: Tensor) -> Tensor:
+        """Return ``c`` at the input from ``c`` at the output, through other weights."""
         found: Tensor = conv2d_input(
             self.input.shape, weight, c, self.stride, self.padding, self.dilation, self.groups
         )

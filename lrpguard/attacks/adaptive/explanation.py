@@ -102,13 +102,21 @@ def mislead_explanation(
         )
 
 
-def soft_map(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def soft_map(
+    model: nn.Module, images: Tensor, labels: Tensor, softened: SoftRelu | None = None
+) -> Tensor:
     """Return gradient times input of the softened network, with a gradient [B, H, W].
 
     At the network's input, after a known normalisation, as LRP's maps are.
+
+    Args:
+        model: From images [B, C, H, W] in [0, 1] to logits [B, K].
+        images: The images.
+        labels: Explained classes [B].
+        softened: The mode under which the network runs, a fresh :class:`SoftRelu` by default.
     """
     pixels = images if images.requires_grad else images.detach().requires_grad_()
-    with SoftRelu():
+    with SoftRelu() if softened is None else softened:
         logits = model(pixels)
     explained = logits.gather(1, labels[:, None]).sum()
     (gradient,) = torch.autograd.grad(explained, pixels, create_graph=True)
