@@ -112,8 +112,8 @@ def _line(card: Card) -> str:
         flagged = share(noise["flagged"][GUARD]["5"])
         text += (
             f"With Gaussian noise, no attack, {flagged} are flagged; the label is right for "
-            f"{share(noise['accuracy'])} of them before the guard, for "
-            f"{share(noise['accuracy_guarded'])} after it. "
+            f"{share(noise['accuracy'])} of them before the guard, which makes it wrong for "
+            f"{share(noise['harm_wrong'])} and `unknown` for {share(noise['harm_unknown'])}. "
         )
     trained = results.get("unseen", {})  # fitted with attacks: of another league
     ahead = {k: v for k, v in results["suite"]["guard_ahead_of"].items() if k not in trained}

@@ -40,7 +40,7 @@ from lrpguard.guard import Guard
 from lrpguard.rowlog import RowLog
 from lrpguard.smoothing import clean_logits, to_model
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the card's form."""
 
 GUARD_ALPHA = 0.05

@@ -21,7 +21,7 @@ from lrpguard.evaluation.bootstrap import (
 )
 from lrpguard.evaluation.judging import ALPHAS
 from lrpguard.evaluation.metrics import auroc
-from lrpguard.evaluation.outcomes import GUARD, Attacked, Bools, Clean
+from lrpguard.evaluation.outcomes import GUARD, Attacked, Clean
 from lrpguard.evaluation.paper.card import share
 from lrpguard.evaluation.restored import count_restored
 
@@ -76,8 +76,7 @@ def _clean(clean: Clean, calibration_n: Mapping[str, int]) -> Record:
         "n": n,
         "accuracy": share(int(clean.correct.sum()), n),
         "accuracy_guarded": share(int((clean.final == clean.labels).sum()), n),
-        "harm_wrong": share(int((clean.correct & _wrong(clean.final, clean.labels)).sum()), n),
-        "harm_unknown": share(int((clean.correct & (clean.final == UNKNOWN)).sum()), n),
+        **_harm(clean.final, clean.labels, clean.correct),
         "fpr": {
             name: {
                 level(alpha): share(int((p_values <= alpha).sum()), n)
@@ -104,8 +103,12 @@ def fpr_band(calibration_n: int, test_n: int, alpha: float) -> list[float]:
     return [float(low) / test_n, float(high) / test_n]
 
 
-def _wrong(final: Any, labels: Any) -> Bools:
-    return np.asarray((final != labels) & (final != UNKNOWN))
+def _harm(final: Any, labels: Any, right: Any) -> Record:
+    """Return of how many images a right label was made wrong, or unknown; of all images."""
+    wrong = right & (final != labels) & (final != UNKNOWN)
+    unknown = right & (final == UNKNOWN)
+    n = len(right)
+    return {"harm_wrong": share(int(wrong.sum()), n), "harm_unknown": share(int(unknown.sum()), n)}
 
 
 def _attack(clean: Clean, attack: Attacked, weights: Floats) -> Record:
@@ -153,6 +156,7 @@ def _control(control: Attacked) -> Record:
         "n": n,
         "accuracy": share(int((~control.fooled).sum()), n),
         "accuracy_guarded": share(int((control.final == control.labels).sum()), n),
+        **_harm(control.final, control.labels, ~control.fooled),
         "flagged": {
             name: {level(alpha): share(int((p <= alpha).sum()), n) for alpha in ALPHAS}
             for name, p in control.p_values.items()

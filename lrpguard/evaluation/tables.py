@@ -299,8 +299,7 @@ def control_table(card: Card) -> str:
             "clean",
             f"{share(fpr['5'])}; expected {bands['5']}",
             f"{share(fpr['1'])}; expected {bands['1']}",
-            share(clean["accuracy"]),
-            share(clean["accuracy_guarded"]),
+            *_labels_kept(clean),
         ]
     ]
     rows += [
@@ -308,17 +307,26 @@ def control_table(card: Card) -> str:
             titles(card)[name],
             share(found["flagged"][GUARD]["5"]),
             share(found["flagged"][GUARD]["1"]),
-            share(found["accuracy"]),
-            share(found["accuracy_guarded"]),
+            *_labels_kept(found),
         ]
         for name, found in controls.items()
     ]
-    head = ("images", "flagged at 5 %", "flagged at 1 %", "model right", "right after the guard")
-    harm = (
-        f"Harm, of all clean images: right label replaced by a wrong one "
-        f"{share(clean['harm_wrong'])}; by `unknown` {share(clean['harm_unknown'])}."
+    head = (
+        "images",
+        "flagged at 5 %",
+        "flagged at 1 %",
+        "model right",
+        "right after the guard",
+        "right label made wrong",
+        "right label made `unknown`",
     )
-    return f"{markdown(head, rows)}\n\n{harm}"
+    return markdown(head, rows)
+
+
+def _labels_kept(found: Mapping[str, Any]) -> list[str]:
+    """Return what became of the labels of images that nobody attacked."""
+    counted = ("accuracy", "accuracy_guarded", "harm_wrong", "harm_unknown")
+    return [share(found[name]) for name in counted]
 
 
 def run_facts(card: Card) -> str:

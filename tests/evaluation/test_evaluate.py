@@ -308,7 +308,7 @@ def test_tables_show_every_attack_and_detector(card: dict[str, Any]) -> None:
         "worst per sample",
         "max-softmax",
         "Gaussian noise",
-        "Harm, of all clean images",
+        "right label made wrong",
         "| **lrpguard**, as it answers |",
         "| vote of the noisy copies (`vote`) |",
         "| whitening random pixels (`whitening-random`, control) |",

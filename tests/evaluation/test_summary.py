@@ -184,15 +184,21 @@ def test_an_attack_without_success_counts_in_no_mean(clean: Clean) -> None:
 
 
 def test_controls_are_counted_on_all_images(clean: Clean) -> None:
-    control = read_attacked(
-        "noise", [row(0), row(4, predicted=1, p=0.04, final=0)], clean, adversarial=False
-    )
+    rows = [
+        row(0),
+        row(1, p=0.04, final=3),
+        row(2, p=0.01, final=-1),
+        row(4, predicted=1, p=0.04, final=0),
+    ]
+    control = read_attacked("noise", rows, clean, adversarial=False)
 
     found = count(clean, controls=(control,))["controls"]["noise"]
 
-    assert hits(found["accuracy"]) == (1, 2)
-    assert hits(found["accuracy_guarded"]) == (2, 2)
-    assert hits(found["flagged"]["guard"]["5"]) == (1, 2)
+    assert hits(found["accuracy"]) == (3, 4)
+    assert hits(found["accuracy_guarded"]) == (2, 4)
+    assert hits(found["harm_wrong"]) == (1, 4)
+    assert hits(found["harm_unknown"]) == (1, 4)
+    assert hits(found["flagged"]["guard"]["5"]) == (3, 4)
 
 
 def test_images_that_were_wrong_before_are_no_success(clean: Clean) -> None:
