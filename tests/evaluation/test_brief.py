@@ -30,7 +30,7 @@ def test_every_cell_is_that_of_its_card() -> None:
 
 
 def test_a_detector_that_was_fitted_with_attacks_is_none_of_the_others() -> None:
-    card = next(card for card in CARDS if len(card["results"]["suite"]["guard_ahead_of"]) > 1)
+    card = next(card for card in CARDS if not card["results"]["unseen"])
     before = brief([card]).splitlines()[-1]
     name = next(name for name in card["baselines"] if f"`{name}`" in before)
     trained = card | {"results": card["results"] | {"unseen": {name: {}}}}

@@ -96,7 +96,7 @@ def test_rows_of_other_images(evaluation: Path, tmp_path: Path) -> None:
         ("card.json", "[" * 100_000, "cannot be read"),
         ("card.json", "[]", "its kind is None"),
         ("card.json", '{"kind": "stopping"}', "its kind is 'stopping'"),
-        ("card.json", '{"kind": "evaluation", "schema": 99}', "schema 1"),
+        ("card.json", '{"kind": "evaluation", "schema": 99}', "schema 2"),
         ("notes.txt", "", "is not understood"),
     ],
 )
