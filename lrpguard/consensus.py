@@ -119,7 +119,7 @@ def _propose_one(
     consistency = scores.amax(2) if painted else scores[..., 0]
     support = model.support(found)
     best = (consistency + SUPPORT_WEIGHT * support).argmax(1, keepdim=True)
-    moved = found.values[..., :1] + found.values[..., 1:]  # f_z - f_y on each view [B, C, J]
+    moved = found.moved
     own = torch.zeros_like(moved[:, :1])
     share = torch.cat([own, moved], dim=1).softmax(1).mean(2)  # label first [B, 1 + C]
     chosen = share[:, 1:].gather(1, best).squeeze(1)

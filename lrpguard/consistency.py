@@ -68,6 +68,11 @@ class Candidates:
         """Return the number of requests B."""
         return len(self.label)
 
+    @property
+    def moved(self) -> Tensor:
+        """What ``f_z - f_y`` has become under noise and on each view, float64 [B, C, J]."""
+        return self.values[..., :1] + self.values[..., 1:]
+
     def select(self, rows: Tensor | slice) -> Candidates:
         """Return the candidates of some of the requests."""
         return Candidates(*(getattr(self, field.name)[rows] for field in fields(self)))
@@ -245,8 +250,7 @@ def _mild_kept(found: Candidates) -> Tensor:
 
     As far as the candidates know, which are the classes that the views speak for most.
     """
-    moved = found.values[..., :1] + found.values[..., 1:]  # f_z - f_y on each view [B, C, J]
-    return (moved.amax(1) < 0).double()
+    return (found.moved.amax(1) < 0).double()
 
 
 def _trust(kept: Tensor) -> Tensor:
