@@ -31,8 +31,12 @@ from lrpguard.smoothing import Smoothing, chunk_size, clean_logits, to_model
 LOGITS_TOLERANCE = 1e-4
 """Largest relative L2 distance of a copy's logits to the plain way's."""
 
-RELEVANCE_TOLERANCE = 1e-3
-"""Largest relative L2 distance of a copy's relevance to the plain way's."""
+RELEVANCE_TOLERANCE = 1e-4
+"""Largest relative L2 distance of the median copy's relevance to the plain way's.
+
+Not of each copy: where rounding tips a single ReLU or max-pool, that copy's relevance moves by 1e-3
+to 1e-2, in the plain way, too (docs/performance.md).
+"""
 
 GAIN = 0.05
 """Share of the time that a way must save to be taken: less may be chance."""
@@ -50,7 +54,7 @@ class Trial:
         ratio: Median over the repeats of its time over the plain way's in the same repeat.
         copies: Copies in the pass.
         logits: Largest relative L2 distance of a copy's logits to the plain way's.
-        relevance: The same of its relevance.
+        relevance: Relative L2 distance of the median copy's relevance to the plain way's.
         failure: What it raised, ``""`` where it ran.
     """
 
@@ -155,13 +159,26 @@ def probe(
                 seconds=median(its for _, its in times),
                 ratio=median(its / plain_one for plain_one, its in times),
                 copies=count,
-                logits=_distance(found.logits, expected.logits),
-                relevance=_distance(found.relevance, expected.relevance),
+                logits=float(distances(found.logits, expected.logits).max()),
+                relevance=float(distances(found.relevance, expected.relevance).median()),
             )
         )
     faster = [t for t in trials[1:] if t.agrees and t.ratio <= 1 - GAIN]
     best = min(faster, key=lambda t: t.ratio, default=trials[0])
     return Preparation(best.way, tuple(trials), str(image.device))
+
+
+def distances(found: Tensor, expected: Tensor) -> Tensor:
+    """Return the relative L2 distance of each row of a batch, float64 [B].
+
+    Args:
+        found: What was found, [B, ...].
+        expected: What it should be, of the same shape.
+    """
+    found, expected = found.double().flatten(1), expected.double().flatten(1)
+    size = expected.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
+    apart: Tensor = (found - expected).norm(dim=1) / size
+    return apart
 
 
 def check_unsettled(calibration: Calibration | None) -> None:
@@ -201,10 +218,3 @@ def _now(on: torch.device) -> float:
     if on.type == "cuda":
         torch.cuda.synchronize(on)
     return time.perf_counter()
-
-
-def _distance(found: Tensor, expected: Tensor) -> float:
-    """Return the largest relative L2 distance of a copy, NaN where one is not finite."""
-    found, expected = found.double().flatten(1), expected.double().flatten(1)
-    size = expected.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
-    return float(((found - expected).norm(dim=1) / size).max())

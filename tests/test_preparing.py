@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from lrpguard import Calibration, Guard, Smoothing, preparing
 from lrpguard.copies import PLAIN, Way
 from lrpguard.errors import CalibrationMismatchError, ConfigurationError
-from lrpguard.noise import key_bytes
-from lrpguard.preparing import probe
+from lrpguard.noise import gaussian_copies, image_digest, key_bytes
+from lrpguard.preparing import distances, probe
 from tests.support import FAST, images, paper_guard, small_net, state_of
 
 KEY = key_bytes(0)
@@ -68,6 +68,25 @@ class OtherAnswer(nn.Module):
         return logits
 
 
+class Tipped(nn.Module):
+    """A network of which rounding, by pixel, tips the one ReLU for one image."""
+
+    def __init__(self, image: Tensor) -> None:
+        super().__init__()
+        self.direct, self.hidden, self.out = (
+            nn.Linear(image.numel(), 4),
+            nn.Linear(image.numel(), 1),
+            nn.Linear(1, 4),
+        )
+        with torch.no_grad():
+            self.hidden.bias.copy_(-(1 + 5e-6) * (self.hidden.weight @ image.flatten()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = (x * (1.0 if x.is_contiguous() else 1 + 1e-5)).flatten(1)
+        logits: Tensor = self.direct(flat) + self.out(self.hidden(flat).relu())
+        return logits
+
+
 def times(monkeypatch: pytest.MonkeyPatch, ratio: float) -> None:
     """Let channels_last take so many times the time of contiguous: the clock decides otherwise."""
     ratios = iter((1.0, ratio))
@@ -104,6 +123,24 @@ class TestProbe:
         assert found.way.memory_format == "contiguous"
         assert not found.trials[1].agrees
         assert "too far" in str(found)
+
+    def test_one_tipped_relu_is_no_disagreement(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        times(monkeypatch, 0.5)
+        image = images(1)
+        noise = gaussian_copies(image_digest(image[0], KEY), 0, FAST.n, image.shape[1:])
+        copies = image + FAST.sigma * noise
+        torch.manual_seed(0)
+        model = Tipped(copies[1]).eval()
+        by_pixel = copies.contiguous(memory_format=torch.channels_last)
+        target = torch.zeros(FAST.n, dtype=torch.int64)
+        each = distances(
+            FAST.method().attribute(model, by_pixel, target).relevance,
+            FAST.method().attribute(model, copies, target).relevance,
+        )
+        found = probe(model, image, FAST, KEY)
+        assert (each > 1e-3).tolist() == [number == 1 for number in range(FAST.n)]
+        assert found.trials[1].agrees
+        assert found.way.memory_format == "channels_last"
 
     def test_what_fails_is_not_taken(self) -> None:
         found = probe(OneOrder().eval(), images(1), FAST, KEY, repeats=1)
@@ -169,6 +206,17 @@ class TestGuard:
         small = Guard(small_net(), smoothing=Smoothing(8, way=Way(chunk=8)), memory_budget=1)
         assert small._chunk(images(1)) == 1
         assert Guard(small_net(), smoothing=Smoothing(8, way=Way(chunk=3)))._chunk(images(1)) == 3
+
+
+class TestDistances:
+    def test_of_each_row(self) -> None:
+        expected = torch.tensor([[[3.0, 4.0]], [[1.0, 0.0]]])
+        found = torch.tensor([[[3.0, 4.0]], [[1.0, 0.5]]])
+        assert distances(found, expected).tolist() == [0.0, 0.5]
+
+    def test_of_what_is_not_finite(self) -> None:
+        broken = torch.tensor([[float("nan")], [1.0]])
+        assert distances(broken, torch.ones(2, 1)).isnan().tolist() == [True, False]
 
 
 class TestWay:

@@ -26,6 +26,7 @@ def test_quick_run_writes_page_and_record(bench: ModuleType, tmp_path: Path) -> 
     assert limit["ratio"] == 1.0
     assert ours["seconds"] > 0
     assert ours["low"] <= ours["ratio"] <= ours["high"]
+    assert limit["note"].startswith("right")
     assert ours["note"].startswith("right")
     assert by_pixel["note"].startswith("right")
     assert {line["method"] for line in network["lines"][3:]} == {
@@ -61,7 +62,17 @@ def test_a_peer_that_is_right_is_called_right(bench: ModuleType) -> None:
     pytest.importorskip("zennit")
     case = bench.make_case("SqueezeNet 1.1", n=2, device="cpu", chunk=2)
 
-    assert bench.compare(case, bench.zennit_lrp(case)()).startswith("right")
+    assert bench.compare(bench.zennit_lrp(case)(), bench.exact_relevance(case)).startswith("right")
+
+
+def test_what_is_wrong_is_called_wrong(bench: ModuleType) -> None:
+    case = bench.make_case("ResNet-20", n=3, device="cpu")
+    exact = bench.exact_relevance(case)
+    one_off = exact.clone()
+    one_off[0] *= 1.01
+
+    assert bench.compare(exact * 1.001, exact).startswith("**wrong**: 1.0e-03")
+    assert bench.compare(one_off, exact) == "right: 0.0e+00, worst copy 1.0e-02"
 
 
 def test_peak_of_a_process_of_its_own_is_printed(bench: ModuleType) -> None:
