@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from lrpguard.lrp.convolution import Convolution, halves
+from lrpguard.lrp.convolution import Convolution, halves, sides
 from lrpguard.lrp.lean import pack_bits, unpack_bits
 from lrpguard.lrp.ledger import Ledger
 from lrpguard.lrp.weights import WeightCache
@@ -181,6 +181,8 @@ class Weights:
 
     def to(self, dtype: torch.dtype) -> Weights:
         """Return them in a dtype."""
+        if dtype == self.positive.dtype:
+            return self
         negative = None if self.negative is None else self.negative.to(dtype)
         return Weights(self.positive.to(dtype), negative)
 
@@ -215,9 +217,7 @@ class Flow:
         if factor is None:
             return c
         if self.sign == 2:
-            both = halves(factor)
-            both.unflatten(1, (2, -1)).mul_(c.unsqueeze(1))
-            return both
+            return sides(factor, c)
         if self.sign == 0:
             return c * factor
         part = factor.clamp_min(0) if self.sign > 0 else factor.clamp_max(0).neg_()

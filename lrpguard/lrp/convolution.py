@@ -128,12 +128,27 @@ def _mix_channels(x: Tensor, weight: Tensor, layout: torch.memory_format) -> Ten
 
 def halves(x: Tensor) -> Tensor:
     """Return the values above zero and those below, side by side: [B, 2 C, ...] of [B, C, ...]."""
-    shape = (x.shape[0], 2 * x.shape[1], *x.shape[2:])
-    both = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
-    above, below = both.chunk(2, 1)
+    both, above, below = _side_by_side(x)
     torch.clamp(x, min=0, out=above)
     torch.clamp(x, max=0, out=below)
     return both
+
+
+def sides(factor: Tensor, c: Tensor) -> Tensor:
+    """Return ``factor * c`` where the factor is above zero and where it is not, side by side."""
+    both, above, below = _side_by_side(factor)
+    torch.mul(factor, c, out=below)
+    torch.ops.aten.threshold_backward.grad_input(below, factor, 0, grad_input=above)
+    below.sub_(above)
+    return both
+
+
+def _side_by_side(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return memory for twice the channels of ``x``, and its two halves."""
+    shape = (x.shape[0], 2 * x.shape[1], *x.shape[2:])
+    both = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+    above, below = both.chunk(2, 1)
+    return both, above, below
 
 
 def memory_format(x: Tensor) -> torch.memory_format:

@@ -92,9 +92,10 @@ class LrpMode(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
     ) -> Any:
         """Run one operator by its rule; refuse one without."""
         kwargs = kwargs or {}
-        if any(is_overwritten(t) for t in tensors((args, kwargs))):
+        taken = tensors((args, kwargs))
+        if any(is_overwritten(t) for t in taken):
             args, kwargs = substitute(args, present), substitute(kwargs, present)
-        taken = list(tensors((args, kwargs)))
+            taken = tensors((args, kwargs))
         gates = [t for t in taken if is_gate(t)]
         name = plain_name(func)
         self._refuse_unseen(taken)

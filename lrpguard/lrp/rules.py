@@ -7,6 +7,7 @@ incoming ``c``; the others send the relevance through modified weights.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -268,9 +269,9 @@ class Gamma(WeightRule):
         total, bias = _stabilized_sum(layer, weights, raised, step)
         above = None if ledger is None else total - step
         if rectified:
-            # Where the ReLU is shut the sum may be anything, zero, too: the factor there is 0.
-            total.masked_fill_(total == 0, step)
-            factor = torch.div(value, total, out=total)
+            # Where the ReLU is shut the sum may be zero, too: the factor there is 0, not 0 / 0.
+            # (A NaN among the activations themselves is one among the logits.)
+            factor = torch.div(value, total, out=total).nan_to_num_(0.0, math.inf, -math.inf)
             return layer.passing(value, [Flow(weights, factor, total=above, bias=bias)], ledger)
         below = None if above is None else (2 + self.gamma) * value - above
         total.sub_(value.clamp_max(0), alpha=2 + self.gamma)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -108,16 +108,22 @@ def is_raw(tensor: Tensor) -> bool:
     return trace is not None and trace.raw
 
 
-def tensors(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in nested tuples, lists and dicts."""
+def tensors(value: Any) -> list[Tensor]:
+    """Return the tensors in nested tuples, lists and dicts."""
+    found: list[Tensor] = []
+    _gather(value, found)
+    return found
+
+
+def _gather(value: Any, found: list[Tensor]) -> None:
     if isinstance(value, Tensor):
-        yield value
+        found.append(value)
     elif isinstance(value, (tuple, list)):
         for item in value:
-            yield from tensors(item)
+            _gather(item, found)
     elif isinstance(value, dict):
         for item in value.values():
-            yield from tensors(item)
+            _gather(item, found)
 
 
 def substitute(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
