@@ -54,6 +54,7 @@ def _median(values: Floats) -> Floats:
 METRICS: Mapping[str, Metric] = MappingProxyType(
     {
         "gain": Metric("relevance gain", _mean, "mean", 1),
+        "road": Metric("gain, imputed", _mean, "mean", 1),
         "sensitivity": Metric("max-sensitivity", _median, "median", -1, needs_probe=True),
         "gap": Metric("conservation gap", _median, "median", -1),
         "randomisation": Metric("like a random model's", _mean, "mean", -1, needs_probe=True),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,12 +12,14 @@ from torch import Tensor, nn
 
 from lrpguard.attribution import Lrp, Method
 from lrpguard.errors import ConfigurationError
+from lrpguard.evaluation.explanations.imputing import impute
 from lrpguard.evaluation.explanations.metrics import (
     FRACTIONS,
     conservation_gap,
     deletion_curves,
     gini_index,
     max_sensitivity,
+    mean_colour,
     randomised,
     rank_correlation,
     relevance_gain,
@@ -139,6 +142,7 @@ def measure(model: nn.Module, images: Tensor, *, plan: Plan, probe: bool) -> lis
     logit = logits.gather(1, label[:, None]).squeeze(1)
     changed = [_changed(images, plan, k) for k in range(plan.changes if probe else 0)]
     shuffled = randomised(model, seed=plan.seed) if probe else None
+    imputing = partial(impute, key=key_bytes(plan.seed))
     rows: list[Row] = [{} for _ in images]
     for rule in plan.rules:
 
@@ -150,9 +154,13 @@ def measure(model: nn.Module, images: Tensor, *, plan: Plan, probe: bool) -> lis
         moved = [explained(model, pixels) for pixels in changed]
         other = explained(shuffled, images) if shuffled is not None else None
         for name, found in maps.items():
-            curves = deletion_curves(model, images, found, label, fractions=plan.fractions)
+            flipped, imputed = (
+                deletion_curves(model, images, found, label, fractions=plan.fractions, fill=fill)
+                for fill in (mean_colour, imputing)
+            )
             values = {
-                "gain": relevance_gain(*curves),
+                "gain": relevance_gain(*flipped),
+                "road": relevance_gain(*imputed),
                 "gap": conservation_gap(found, logit),
                 "gini": gini_index(found),
             }
@@ -224,4 +232,4 @@ def _noise(digests: Sequence[bytes], k: int, images: Tensor) -> Tensor:
 def is_complete(row: Mapping[str, Any], plan: Plan, *, probe: bool) -> bool:
     """Say whether a stored row has all that the plan asks of an image."""
     first = row.get(plan.rules[0], {}).get(PLAIN, {})
-    return "gain" in first and (not probe or "sensitivity" in first)
+    return "road" in first and (not probe or "sensitivity" in first)

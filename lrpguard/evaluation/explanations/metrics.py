@@ -1,4 +1,4 @@
-"""How good a relevance map is: five figures, each a function of maps and numbers.
+"""How good a relevance map is: six figures, each a function of maps and numbers.
 
 Each takes a batch and returns one float64 value an image [B].
 """
@@ -6,7 +6,7 @@ Each takes a batch and returns one float64 value an image [B].
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -16,10 +16,18 @@ from torch import Tensor, nn
 from lrpguard.errors import ConfigurationError
 from lrpguard.lrp.engine import plain_logits
 
+Fill = Callable[[Tensor, Tensor], Tensor]
+"""From images [B, C, H, W] and the pixels removed, bool [B, H, W], to the images without them."""
+
 FRACTIONS = (0.05, 0.1, 0.2, 0.4)
 """Shares of the pixels that pixel-flipping removes."""
 
 _TINY = 1e-300
+
+
+def mean_colour(images: Tensor, removed: Tensor) -> Tensor:
+    """Return images [B, C, H, W] whose removed pixels [B, H, W] have the image's mean colour."""
+    return torch.where(removed[:, None], images.mean((2, 3), keepdim=True), images)
 
 
 def deletion_curves(
@@ -29,11 +37,11 @@ def deletion_curves(
     label: Tensor,
     *,
     fractions: Sequence[float] = FRACTIONS,
+    fill: Fill = mean_colour,
 ) -> tuple[Tensor, Tensor]:
     """Remove pixels in the order of their relevance, and watch the class go (pixel-flipping).
 
-    A removed pixel takes the image's mean colour. Pixels of equal relevance go from left to
-    right and from top to bottom.
+    Pixels of equal relevance go from left to right and from top to bottom.
 
     Args:
         model: Module in eval mode from [B, C, H, W] in [0, 1] to logits [B, K].
@@ -41,6 +49,7 @@ def deletion_curves(
         maps: Signed relevance [B, H, W].
         label: Explained classes [B].
         fractions: Shares of the pixels removed [F], each in [0, 1].
+        fill: What stands in for removed pixels.
 
     Returns:
         Softmax probability of the explained class, the most relevant pixels removed first, and
@@ -50,7 +59,6 @@ def deletion_curves(
     """
     if not all(0 <= fraction <= 1 for fraction in fractions):
         raise ConfigurationError(f"fractions are {list(fractions)}; each must lie in [0, 1].")
-    mean = images.mean((2, 3), keepdim=True).expand_as(images).flatten(2)
     flat = maps.flatten(1)
     curves = []
     for descending in (True, False):
@@ -59,7 +67,7 @@ def deletion_curves(
         for fraction in fractions:
             gone = order[:, : round(fraction * flat.shape[1])]
             removed = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, gone, True)
-            flipped = torch.where(removed[:, None], mean, images.flatten(2)).view_as(images)
+            flipped = fill(images, removed.view_as(maps))
             probability = plain_logits(model, flipped).double().softmax(1)
             points.append(probability.gather(1, label[:, None]).squeeze(1))
         curves.append(torch.stack(points, 1))

@@ -33,6 +33,8 @@ that the model predicts, each rule plain and smoothed on the same images:
   the probability of the class falls in the first case, mean over the shares of pixels replaced.
   Images with pixels replaced are not natural, and a model may object to that as well as to what is
   lost.
+- **Gain, imputed**: the same, the removed pixels following from their neighbours, with a little
+  noise (ROAD, noisy linear imputation), so that nothing shows which they were.
 - **Max-sensitivity** (smaller is steadier): the largest change of the map, relative to it, when the
   pixels change a little. The noise of SmoothLRP follows from the image, so it is drawn anew for a
   changed one, and counts.

@@ -46,7 +46,14 @@ def test_a_row_has_every_figure_of_every_map() -> None:
         for rule in row.values():
             assert tuple(rule) == PLAN.configurations
             for found in rule.values():
-                assert set(found) == {"gain", "gap", "gini", "sensitivity", "randomisation"}
+                assert set(found) == {
+                    "gain",
+                    "road",
+                    "gap",
+                    "gini",
+                    "sensitivity",
+                    "randomisation",
+                }
         assert is_complete(row, PLAN, probe=True)
     label = model(batch).argmax(1)
     maps = explained_maps(model, batch, label, Lrp(CMP), GRID, seed=0)
@@ -63,7 +70,7 @@ def test_a_row_does_not_depend_on_its_batch() -> None:
 
 def test_without_probing_the_expensive_figures_are_left_out() -> None:
     (row,) = measure(small_net(), images(1), plan=PLAN, probe=False)
-    assert set(row["epsilon"][PLAIN]) == {"gain", "gap", "gini"}
+    assert set(row["epsilon"][PLAIN]) == {"gain", "road", "gap", "gini"}
     assert is_complete(row, PLAN, probe=False)
     assert not is_complete(row, PLAN, probe=True)
     assert not is_complete({}, PLAN, probe=False)
