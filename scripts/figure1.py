@@ -1,6 +1,6 @@
 """Figure 1 of the paper, ours: LRP rules and B-LRP against their smoothed versions, one image.
 
-    python -m scripts.figure1 [--model vgg16] [--data castle.jpg] [--colors seismic]
+    python scripts/figure1.py [--model vgg16] [--data castle.jpg] [--colors seismic]
 
 SqueezeNet 1.1 and an image of LRPGUARD_DATA by default; about a minute on one core. The columns
 are LRP-0, LRP-gamma, LRP-epsilon, LRP-CMP and B-LRP; above the plain map, below its mean over noisy
@@ -17,10 +17,10 @@ from dataclasses import replace
 from lrpguard.errors import ConfigurationError
 from lrpguard.evaluation.labelled import Labelled
 from lrpguard.evaluation.paper.pictures import figure1_panels, rule_pairs
+from lrpguard.evaluation.paper.script import draw, figure_parser, open_data, save, smoothing_of
 from lrpguard.figures import panel_figure
 from lrpguard.loading import ImageItem
 from lrpguard.loading.data import FileSource
-from scripts.figure_options import draw, figure_parser, open_data, save, smoothing_of
 
 PREFERRED = ("castle", "palace")
 """Image to show where none is named: the paper's castle, or what comes next to it."""

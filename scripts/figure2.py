@@ -1,6 +1,6 @@
 """Figure 2 of the paper, ours: LRP-CMP against SmoothLRP-CMP on many images.
 
-    python -m scripts.figure2 [--model vgg16] [--data FOLDER] [--images 12] [--colors seismic]
+    python scripts/figure2.py [--model vgg16] [--data FOLDER] [--images 12] [--colors seismic]
 
 SqueezeNet 1.1 and images of LRPGUARD_DATA by default, drawn at random by ``--seed``; 12 images take
 about two minutes on one core. Nobody has chosen them, and wrongly classified ones say so.
@@ -14,8 +14,8 @@ import sys
 from tqdm import tqdm
 
 from lrpguard.evaluation.paper.pictures import figure2_panels
+from lrpguard.evaluation.paper.script import draw, figure_parser, open_data, save, smoothing_of
 from lrpguard.figures import panel_figure
-from scripts.figure_options import draw, figure_parser, open_data, save, smoothing_of
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

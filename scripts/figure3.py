@@ -1,6 +1,6 @@
 """Figure 3 of the paper, ours: an adversarial image, its relevance variance, its restoration.
 
-    python -m scripts.figure3 [--model vgg16] [--data FOLDER] [--tries 20] [--all-steps]
+    python scripts/figure3.py [--model vgg16] [--data FOLDER] [--tries 20] [--all-steps]
 
 SqueezeNet 1.1 and images of LRPGUARD_DATA by default. Images are attacked by PGD (5/255, at most 10
 steps; it stops at the first step that changes the label, as the paper's toolbox did, unless
@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from lrpguard.evaluation.paper import Settings
 from lrpguard.evaluation.paper.pictures import figure3_panels, find_reversal
+from lrpguard.evaluation.paper.script import draw, figure_parser, open_data, save
 from lrpguard.evaluation.paper.setup import MODELS
 from lrpguard.figures import panel_figure
 from lrpguard.restoration import PAPER_PIXELS
-from scripts.figure_options import draw, figure_parser, open_data, save
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

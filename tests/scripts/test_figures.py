@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -30,7 +32,15 @@ def _data(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_defaults_are_squeezenet_and_the_papers_copies(script: ModuleType) -> None:
     args = script.parse([])
     assert (args.model, args.n, args.sigma) == ("squeezenet1_1", 50, 0.05)
-    assert args.out.parent == ROOT / "build"
+    assert args.out.parent == Path("build")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_it_runs_from_anywhere(script: ModuleType, tmp_path: Path) -> None:
+    command = [sys.executable, str(script.__file__), "--help"]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    assert "python scripts/figure" in found.stdout
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

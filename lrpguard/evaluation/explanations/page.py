@@ -20,7 +20,7 @@ NAMED = 3
 """Maps that the summary names, where there are no more of them."""
 
 SHORT = f"""\
-What smoothing did to each figure, rule by rule, where the difference is larger than chance. The
+What smoothing did to each figure, rule by rule, where the difference is larger than chance. Most
 maps behind it have far fewer copies than the paper's {PAPER_N}: more of them lower the noise of a
 smoothed map further, and do not change what it converges to."""
 
@@ -69,15 +69,21 @@ def explanations_page(cards: Sequence[Card]) -> str:
         "## In short",
         SHORT,
         *(
-            f"**{card['model']}**, a smoothed map against its plain one:\n\n{_short(card)}"
+            f"**{_title(card)}**, a smoothed map against its plain one:\n\n{_short(card)}"
             for card in cards
         ),
         "## What is measured",
         LEGEND,
     ]
     for card in cards:
-        parts += [f"## {card['model']}, {card['data']}", _facts(card), _table(card)]
+        parts += [f"## {_title(card)}, {card['data']}", _facts(card), _table(card)]
     return "\n\n".join(parts) + "\n"
+
+
+def _title(card: Card) -> str:
+    """Return the model's name, with the copies where all its maps have as many."""
+    copies = {way["n"] for way in card["plan"]["grid"]}
+    return f"{card['model']} with {copies.pop()} copies" if len(copies) == 1 else card["model"]
 
 
 def _short(card: Card) -> str:

@@ -72,7 +72,7 @@ def test_an_image_without_a_value_is_left_out_of_both_maps() -> None:
 def test_the_page_shows_every_map_with_its_marks(tmp_path: Path) -> None:
     (tmp_path / "explanations_small.json").write_text(json.dumps(card()), encoding="utf-8")
     page = explanations_page(read_cards(tmp_path))
-    assert "## small, digits" in page
+    assert "## small with 4 copies, digits" in page
     assert "    python x.py" in page
     lines = [line for line in page.splitlines() if line.startswith("|")]
     assert len(lines) == 4
@@ -83,6 +83,12 @@ def test_the_page_shows_every_map_with_its_marks(tmp_path: Path) -> None:
     assert [cell[-1] for cell in cells[3:8]] == ["+", "+", "=", "-", "-"]
     assert f"- Relevance gain: better in 1 (`cmp` with {SMOOTH}); worse in 0; of 1 smoothed" in page
     assert f"- Sparseness: sparser in 0; less sparse in 1 (`cmp` with {SMOOTH}); of 1" in page
+
+
+def test_several_counts_of_copies_are_not_in_the_title() -> None:
+    several = card()
+    several["plan"]["grid"] = [{"n": 4, "sigma": 0.1}, {"n": 8, "sigma": 0.1}]
+    assert "## small, digits" in explanations_page([several])
 
 
 def test_without_probed_images_the_columns_are_left_out() -> None:

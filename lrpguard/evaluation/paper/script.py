@@ -16,7 +16,7 @@ from lrpguard.figures import SIGNED_MAP, require_matplotlib, save_png
 from lrpguard.loading import LoadedModel
 from lrpguard.smoothing import PAPER_N, PAPER_SIGMA, Smoothing
 
-BUILD = Path(__file__).resolve().parents[1] / "build"
+BUILD = Path("build")
 DPI = 130
 
 
