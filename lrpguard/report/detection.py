@@ -342,7 +342,7 @@ def beside(card: Card) -> Html | None:
         per_sample = card["results"]["per_sample"]["detectors"][name]["5"]
         title = "lrpguard" if name == GUARD else name
         if name != GUARD and not card["baselines"][name]["attack_free"]:
-            title += " (trained on attacks)"
+            title += " (saw attacks)"
         if mean["value"] is not None:
             here, low, high = (float(mean[end]) for end in ("value", "low", "high"))
             colour = ATTACKED if name == GUARD else CLEAN

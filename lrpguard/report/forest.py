@@ -9,7 +9,7 @@ from lrpguard.evaluation.metrics import Proportion
 from lrpguard.report.markup import Html
 from lrpguard.report.svg import dot, picture, stroke, words
 
-WIDTH, _LABEL, _RIGHT, _ROW, _FOOT = 720.0, 270.0, 24.0, 24.0, 38.0
+WIDTH, _LABEL, _RIGHT, _ROW, _FOOT = 720.0, 300.0, 24.0, 24.0, 38.0
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,6 @@ def _x(share: float) -> float:
     return _LABEL + share * (WIDTH - _LABEL - _RIGHT)
 
 
-def _short(name: str, *, most: int = 38) -> str:
+def _short(name: str, *, most: int = 46) -> str:
     """Return a name that fits beside the picture; its end, often a radius, is kept."""
     return name if len(name) <= most else f"{name[: most - 13]}…{name[-12:]}"
