@@ -362,8 +362,9 @@ def _show_panel(figure: Figure, axes: Axes, panel: Panel | None, colors: str) ->
 
 
 def _wrapped(text: str) -> str:
-    """Break what is longer than a panel is wide."""
-    return "\n".join(textwrap.fill(line, _LINE) for line in text.splitlines())
+    """Break what is longer than a panel is wide; names of files behind an underscore."""
+    lines = (textwrap.fill(line.replace("_", "_ "), _LINE) for line in text.splitlines())
+    return "\n".join(lines).replace("_ ", "_")
 
 
 def _with_bar(figure: Figure, axes: Axes, shown: AxesImage, values: Array, unit: str = "") -> None:

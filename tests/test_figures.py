@@ -187,6 +187,19 @@ def test_a_grid_has_the_scales_and_words_of_its_panels() -> None:
     assert max(map(len, axes[0].get_title().splitlines())) < 30
 
 
+@pytest.mark.parametrize(
+    ("caption", "shown"),
+    [
+        ("698_n03877845_palace.JPEG", "698_n03877845_\npalace.JPEG"),
+        ("a_b.png", "a_b.png"),
+        ("seen from the left, wrong", "seen from the left,\nwrong"),
+    ],
+)
+def test_a_long_caption_is_broken_where_it_reads_best(caption: str, shown: str) -> None:
+    figure = panel_figure([[Panel(np.zeros((2, 2)), "unsigned", caption=caption)]], title="t")
+    assert figure.axes[0].get_xlabel() == shown
+
+
 def test_one_limit_holds_for_several_maps() -> None:
     assert color_limit(np.full((2, 2), -3.0), np.ones((2, 2))) == 3.0
 
