@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -36,6 +36,7 @@ class CalibrateOptions:
         detector: ``"combined"`` or ``"paper"``.
         budget: Most passes that a request may cost, where n is chosen.
         looks: Whether to calibrate for fewer copies, too.
+        prepare: Whether to time the ways to run the copies, and keep to the fastest.
         batch_size: Images read together.
         out: The calibration file.
     """
@@ -45,6 +46,7 @@ class CalibrateOptions:
     detector: str
     budget: int | None
     looks: bool
+    prepare: bool
     batch_size: int
     out: Path
 
@@ -91,6 +93,8 @@ def run(
     guard = Guard(loaded.model, smoothing=settings, key=noise.key)
     if guard.noise_why:
         console.note(f"noise: {guard.noise_why}.")
+    if options.prepare:
+        _prepare(guard, source, options.partial, console)
     broken = Broken(console)
     before = _scored(options.partial)
     if before:
@@ -146,6 +150,35 @@ def _noise(
         return smoothing(noise)  # too few images; the calibration says so
     console.step(f"choosing the noise on {len(trial)} clean images")
     return chosen_smoothing(model, torch.stack(trial), noise, budget=options.budget)
+
+
+def _prepare(guard: Guard, source: ImageSource, partial: Path, console: Console) -> None:
+    """Let the guard keep to the fastest way, or to that of the run which goes on here.
+
+    Raises:
+        LrpGuardError: The model cannot be guarded.
+    """
+    readable = (item.image for item in map(source.__getitem__, range(len(source))))
+    image = next((image for image in readable if image is not None), None)
+    if image is None:
+        return  # the calibration says so
+    found = guard.prepare(image[None])
+    console.note(str(found))
+    begun = _begun_way(partial)
+    for trial in found.trials:
+        if str(trial.way) == begun:
+            guard.smoothing = replace(guard.smoothing, way=trial.way)
+
+
+def _begun_way(partial: Path) -> str:
+    """Return the way of an unfinished run, in words; the guard itself refuses a broken file."""
+    if not _scored(partial):
+        return ""
+    with partial.open(encoding="utf-8", errors="replace") as lines:
+        try:
+            return str(json.loads(next(lines))["run"]["way"])
+        except (ValueError, KeyError, TypeError):
+            return ""
 
 
 def label_kept(partial: Path) -> float | None:
@@ -206,6 +239,7 @@ def _report(
             "image_shape": calibration.image_shape,
             "copies": noise.n,
             "looks": list(calibration.copies),
+            "way": str(noise.way),
             "sigma": noise.sigma,
             "label_kept": kept,
             "why": calibration.noise_why,
@@ -220,6 +254,8 @@ def _report(
     console.line(f"images     {used}, {channels} x {height} x {width} pixels")
     looks = "" if calibration.staged is None else f"; looks at {list(calibration.copies)}"
     console.line(f"noise      {noise.n} copies, sigma {noise.sigma:g}{_stability(kept)}{looks}")
+    if options.prepare:
+        console.line(f"way        {noise.way}")
     console.line(f"detector   {calibration.detector.name}, threshold {calibration.threshold:.4g}")
     console.line(
         f"alpha      {calibration.alpha:g}: {100 * low:.1f} to {100 * high:.1f} % of clean images "

@@ -272,6 +272,13 @@ LooksOption = Annotated[
         "service that has little time.",
     ),
 ]
+PrepareOption = Annotated[
+    bool,
+    typer.Option(
+        "--prepare",
+        help="Time the ways to run the copies on this machine first, and keep to the fastest.",
+    ),
+]
 BudgetOption = Annotated[
     int | None,
     typer.Option(

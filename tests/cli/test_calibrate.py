@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lrpguard import Calibration, Guard, Smoothing
+from lrpguard import Calibration, Guard, Smoothing, preparing
 from lrpguard.demo.digits import load_digits_model
 from lrpguard.loading import Preprocessing, load_data
 
@@ -178,3 +178,48 @@ def test_looks_are_calibrated_where_they_are_asked_for(
     assert done.code == 0
     assert "looks at [2, 4, 8, 20]" in done.out
     assert Calibration.load(out).copies == (2, 4, 8, 20)
+
+
+def favour(memory_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a memory format take half the other's time: the clock decides otherwise."""
+    ratios = iter((1.0, 0.5 if memory_format == "channels_last" else 2.0))
+
+    def in_turns(*_: object) -> list[tuple[float, float]]:
+        return [(1.0, next(ratios))]
+
+    monkeypatch.setattr(preparing, "_in_turns", in_turns)
+
+
+def test_the_fastest_way_is_kept_to_where_it_is_asked_for(
+    run: Run, clean_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "c.safetensors"
+    command = ("calibrate", "--model", MODEL, "--data", clean_folder, *PAPER, "--prepare")
+    favour("channels_last", monkeypatch)
+    done = run(*command, "--out", out)
+    assert done.code == 0
+    assert "on cpu: channels_last, at most" in done.err
+    assert "way        channels_last, at most" in done.out
+    assert Calibration.load(out).smoothing.way.memory_format == "channels_last"
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["whole", "broken"])
+def test_a_run_that_goes_on_keeps_to_its_way(
+    run: Run, clean_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, broken: bool
+) -> None:
+    out = tmp_path / "c.safetensors"
+    partial = Path(f"{out}.partial.jsonl")
+    command = ("calibrate", "--model", MODEL, "--data", clean_folder, *PAPER, "--prepare")
+    favour("channels_last", monkeypatch)
+    assert run(*command, "--alpha", "0.01", "--out", out).code == 1  # too few images
+    favour("contiguous", monkeypatch)
+    if broken:
+        partial.write_text("{broken\n{}\n", encoding="utf-8")
+        refused = run(*command, "--out", out)
+        assert refused.code == 1
+        assert "Traceback" not in refused.err
+        return
+    done = run(*command, "--out", out)
+    assert done.code == 0, done.err
+    assert "holds the scores of 40 images" in done.err
+    assert Calibration.load(out).smoothing.way.memory_format == "channels_last"
