@@ -9,7 +9,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from lrpguard.attribution.methods import MemoryFormat, Method
+from lrpguard.attribution.methods import MemoryFormat, Method, laid_out
 from lrpguard.errors import ConfigurationError
 from lrpguard.evidence import Evidence
 from lrpguard.lrp.engine import plain_logits
@@ -67,7 +67,7 @@ class CopyRun:
         chunk: Largest number of copies in one pass.
         method: How each copy is explained.
         quantiles: Quantiles over the copies, each in [0, 1]; they keep every map in memory.
-        views: Whether to run the changed views, too.
+        views: Order in memory of the changed views, which run in one pass; None runs none.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class CopyRun:
         chunk: int,
         method: Method,
         quantiles: Sequence[float] = (),
-        views: bool = False,
+        views: MemoryFormat | None = None,
     ) -> None:
         self._model = model
         self._image = image
@@ -97,7 +97,7 @@ class CopyRun:
         self._logits: list[Tensor] = []
         self._totals: list[Tensor] = []
         self._maps: list[Tensor] = []
-        self._views = plain_logits(model, changed_views(image))[None] if views else None
+        self._views = None if views is None else _view_logits(model, image, views)[None]
         self._chroma = torch.tensor([chroma_noise(image)], device=image.device)
         self._line = torch.tensor([line_noise(image)], device=image.device)
         self._place = torch.tensor([place_roughness(image)], device=image.device)
@@ -145,6 +145,11 @@ class CopyRun:
                 continue
             yield result.logits, result.relevance.float().sum(1)
             done += count
+
+
+def _view_logits(model: nn.Module, image: Tensor, memory_format: MemoryFormat) -> Tensor:
+    """Return the logits of every changed view [V, K]."""
+    return plain_logits(model, laid_out(changed_views(image), memory_format))
 
 
 def _quantiles(maps: Tensor, quantiles: Sequence[float]) -> Tensor:

@@ -372,7 +372,7 @@ class Guard(nn.Module):
                 key=self._key,
                 chunk=chunk,
                 method=method,
-                views=views,
+                views=self.smoothing.way.memory_format if views else None,
             )
 
     def _chunk(self, images: Tensor) -> int:

@@ -184,6 +184,17 @@ class TestGuard:
         assert theirs.relevance is not None
         assert torch.equal(ours.relevance, theirs.relevance)
 
+    def test_the_views_go_the_same_way(self) -> None:
+        model = Seen().eval()
+        by_pixel = Smoothing(FAST.n, way=Way("channels_last"))
+        found = Guard(model, smoothing=by_pixel).evidence(images(1), views=True)
+        assert model.last == [True, True]  # the copies, and the views
+        plain = Guard(model, smoothing=FAST).evidence(images(1), views=True)
+        assert model.last[2:] == [False, False]
+        assert found.view_logits is not None
+        assert plain.view_logits is not None
+        torch.testing.assert_close(found.view_logits, plain.view_logits)
+
     def test_chosen_noise_keeps_the_way(self, monkeypatch: pytest.MonkeyPatch) -> None:
         times(monkeypatch, 0.5)
         guard = Guard(small_net())

@@ -82,6 +82,13 @@ def attribute(
     return method.attribute(check_model(model), images, target)
 
 
+def laid_out(images: Tensor, memory_format: MemoryFormat) -> Tensor:
+    """Return a batch [B, C, H, W] in an order of memory; ``"contiguous"`` leaves it as it is."""
+    if memory_format == "contiguous":
+        return images
+    return images.contiguous(memory_format=torch.channels_last)
+
+
 @dataclass(frozen=True)
 class Lrp(Method):
     """Layer-wise relevance propagation; see :func:`lrpguard.lrp.relevance`.
@@ -100,8 +107,7 @@ class Lrp(Method):
         self, model: nn.Module, images: Tensor, target: Tensor | None = None
     ) -> Relevance:
         """Explain a batch by :func:`lrpguard.lrp.relevance`."""
-        if self.memory_format == "channels_last":
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = laid_out(images, self.memory_format)
         return relevance(model, images, target, composite=self.composite, cache=self.cache)
 
     def saved_bytes(self, model: nn.Module, images: Tensor) -> int:
