@@ -3,9 +3,10 @@
     lrpguard evaluate --name resnet20 ... --out build/resnet20
     python scripts/make_results.py build/resnet20/card.json
 
-takes that card into docs/results/ as evaluation_resnet20.json, and makes the page of all cards
-there, and the lines of them in README.md. Without arguments it only makes these. What
-docs/results_notes.md says, where it is there, stands at the head of the page.
+takes that card into docs/results/ as evaluation_resnet20.json (one of clean images and controls
+alone as evaluation_resnet20_clean.json), and makes the page of all cards there, and the lines of
+them in README.md. Without arguments it only makes these. What docs/results_notes.md says, where it
+is there, stands at the head of the page.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from pathlib import Path
 
 from lrpguard.errors import LrpGuardError
 from lrpguard.evaluation.brief import with_brief
+from lrpguard.evaluation.cards import is_attacked, read_card
 from lrpguard.evaluation.paper.card import write_card
-from lrpguard.evaluation.tables import read_card, results_page
+from lrpguard.evaluation.tables import results_page
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -37,6 +39,7 @@ def main(arguments: list[str]) -> int:
         for path in args.cards:
             card = read_card(path)
             name = re.sub(r"[^A-Za-z0-9]+", "_", str(card["model"])).strip("_")
+            name += "" if is_attacked(card) else "_clean"
             write_card(card, results / f"evaluation_{name}.json")
         cards = [read_card(path) for path in sorted(results.glob("evaluation_*.json"))]
     except LrpGuardError as error:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lrpguard.conformal import card_images_text
+from lrpguard.evaluation.cards import Card, is_attacked
 from lrpguard.evaluation.outcomes import GUARD
-from lrpguard.evaluation.tables import Card, markdown, percent, share, titles, value
+from lrpguard.evaluation.tables import markdown, percent, share, titles, value
 
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 """What the lines stand between."""
@@ -30,11 +31,13 @@ SHOWN = (
 
 
 def brief(cards: Sequence[Card]) -> str:
-    """Return the table of all cards side by side, and a line on each.
+    """Return the table of all attacked cards side by side, and a line on each card.
 
     Args:
-        cards: Evaluations, at least one; each with every attack of ``SHOWN``.
+        cards: Evaluations, at least one of them attacked; such a one has every attack of ``SHOWN``.
     """
+    alone = [card for card in cards if not is_attacked(card)]
+    cards = [card for card in cards if is_attacked(card)]
     names = titles(cards[0])
     rows = [
         [names[attack], *(_attack(card["results"]["attacks"][attack]) for card in cards)]
@@ -65,7 +68,8 @@ def brief(cards: Sequence[Card]) -> str:
         )
     ]
     head = ("flagged; restored; of successful attacks", *(str(card["model"]) for card in cards))
-    return "\n".join([markdown(head, rows), "", *(_line(card) for card in cards)])
+    lines = [*(_line(card) for card in cards), *(_clean_line(card) for card in alone)]
+    return "\n".join([markdown(head, rows), "", *lines])
 
 
 def with_brief(text: str, cards: Sequence[Card]) -> str:
@@ -95,6 +99,18 @@ def _mean(card: Card) -> str:
 def _worst(card: Card) -> str:
     worst = _suite(card)["5"]["worst"]
     return f"{titles(card)[worst['attack']]}: {share(worst)}"
+
+
+def _clean_line(card: Card) -> str:
+    """Return one item of a list on a card of clean images and controls alone."""
+    guard, clean = card["guard"], card["results"]["clean"]
+    return (
+        f"- {card['model']}, {card['data']}, more clean images: {card_images_text(guard)}; "
+        f"{card['splits']['test']['n']} others are judged; n = {guard['n']}, sigma = "
+        f"{guard['sigma']:g}, seed {card['seed']}. {share(clean['fpr'][GUARD]['5'])} are flagged. "
+        f"A right label becomes a wrong one for {share(clean['harm_wrong'])}, and `unknown` for "
+        f"{share(clean['harm_unknown'])}."
+    )
 
 
 def _line(card: Card) -> str:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from lrpguard.conformal import card_images_text
-from lrpguard.errors import LoadingError
-from lrpguard.evaluation.evaluate import SCHEMA
+from lrpguard.evaluation.cards import Card, card_title, is_attacked
 from lrpguard.evaluation.metrics import proportion
 from lrpguard.evaluation.outcomes import GUARD
-
-Card = Mapping[str, Any]
 
 LEGEND = """\
 *Successful*: right before the attack, wrong after it, in 8 bits. *Detected*: conformal p-value at
@@ -37,24 +32,6 @@ names the families that they were fitted with, and all of their kind. The figure
 the other attacks alone."""
 
 
-def read_card(path: Path) -> dict[str, Any]:
-    """Read a card.
-
-    Raises:
-        LoadingError: It cannot be read, or is no card of this schema.
-    """
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LoadingError(f"the card {path} cannot be read ({error}). Run its command.") from error
-    good = isinstance(card, dict) and card.get("kind") == "evaluation"
-    if not good or card.get("schema") != SCHEMA:
-        raise LoadingError(
-            f"{path} is no evaluation card of schema {SCHEMA}. Run its command again."
-        )
-    return dict(card)
-
-
 def results_page(cards: Sequence[Card], *, notes: str = "") -> str:
     """Return the page of all cards.
 
@@ -70,12 +47,14 @@ def results_page(cards: Sequence[Card], *, notes: str = "") -> str:
         LEGEND,
     ]
     for card in cards:
-        parts += [f"## {card['model']}, {card['data']}", run_facts(card), card_tables(card)]
+        parts += [f"## {card_title(card)}", run_facts(card), card_tables(card)]
     return "\n\n".join(parts) + "\n"
 
 
 def card_tables(card: Card) -> str:
     """Return all tables of one card, under headings of the third level."""
+    if not is_attacked(card):
+        return f"### Clean images and controls\n\n{control_table(card)}"
     parts: list[tuple[str, ...]] = [
         ("### Attack by attack", attack_table(card)),
         ("### Beside other detectors", baseline_table(card)),

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lrpguard.evaluation.cards import Card
 from lrpguard.evaluation.outcomes import GUARD, Attacked
 from lrpguard.evaluation.summary import UNKNOWN
-from lrpguard.evaluation.tables import Card
 from lrpguard.report.markup import Html, join, paragraph, table, tag
 from lrpguard.report.pictures import Panels
 from lrpguard.report.runs import Judged

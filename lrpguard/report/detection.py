@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from lrpguard.evaluation.cards import Card
 from lrpguard.evaluation.outcomes import GUARD, Attacked, Clean
 from lrpguard.evaluation.summary import fpr_band
-from lrpguard.evaluation.tables import Card
 from lrpguard.report.axes import Floats, linear_axis, score_axis, share_axis
 from lrpguard.report.curves import Curve, reliability, roc, worst_per_sample
 from lrpguard.report.forest import Mark, forest, mark

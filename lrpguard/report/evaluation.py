@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lrpguard.conformal import card_images_text
+from lrpguard.evaluation.cards import Card
 from lrpguard.evaluation.outcomes import GUARD
-from lrpguard.evaluation.tables import Card
 from lrpguard.report import detection, restoration
 from lrpguard.report.alarms import Rate, Traffic, alarm_table, promised
 from lrpguard.report.cases import Case, chosen_cases, gallery

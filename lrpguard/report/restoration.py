@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lrpguard.evaluation.cards import Card
 from lrpguard.evaluation.outcomes import GUARD, Clean
 from lrpguard.evaluation.summary import UNKNOWN
-from lrpguard.evaluation.tables import Card
 from lrpguard.report.detection import figure
 from lrpguard.report.flow import Node, flow
 from lrpguard.report.markup import Html, folded, join, paragraph, table, tag

@@ -11,9 +11,9 @@ from typing import Any
 
 from lrpguard.calibration import Calibration
 from lrpguard.errors import AuditError, LoadingError
+from lrpguard.evaluation.cards import read_card
 from lrpguard.evaluation.judging import CLEAN
 from lrpguard.evaluation.outcomes import Attacked, Clean, read_attacked, read_clean
-from lrpguard.evaluation.tables import read_card
 from lrpguard.serving.chain import Verified, records, trail_files, verify
 
 Card = Mapping[str, Any]

@@ -18,11 +18,12 @@ from lrpguard.baselines.supervised import Supervised, SupervisedOnMinimal
 from lrpguard.demo.digits import load_digit_splits, load_digits_model
 from lrpguard.errors import CalibrationSizeError, ConfigurationError, EvaluationError
 from lrpguard.evaluation.candidates import choose as choose_restorations
+from lrpguard.evaluation.cards import read_card
 from lrpguard.evaluation.evaluate import Settings, evaluate
 from lrpguard.evaluation.judging import Detectors, content_halves, fit_baseline
 from lrpguard.evaluation.paper.card import write_card
 from lrpguard.evaluation.protocol import ImageSet, Splits
-from lrpguard.evaluation.tables import card_tables, read_card, results_page
+from lrpguard.evaluation.tables import card_tables, results_page
 from lrpguard.noise import image_digest
 from tests.support import small_net
 
