@@ -7,7 +7,6 @@ incoming ``c``; the others send the relevance through modified weights.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
@@ -30,6 +29,8 @@ It would change the factor ``z / (z + epsilon)`` by more than rounding only wher
 the relevance map by 1.5e-7, below the rounding of the pass itself (2.6e-7).
 """
 
+_CANCELLING = 1e-3
+"""Below it the sums of gamma may cancel to zero, as ``z`` does; above it they are >= gamma p."""
 
 Part = tuple[Hashable, Callable[[Tensor], Tensor]]
 """A part of the weights by name, and how it is made of them."""
@@ -269,13 +270,16 @@ class Gamma(WeightRule):
         total, bias = _stabilized_sum(layer, weights, raised, step)
         above = None if ledger is None else total - step
         if rectified:
-            # Where the ReLU is shut the sum may be zero, too: the factor there is 0, not 0 / 0.
-            # (A NaN among the activations themselves is one among the logits.)
-            factor = torch.div(value, total, out=total).nan_to_num_(0.0, math.inf, -math.inf)
+            # Where the ReLU is shut the sum may be zero, too: the factor there is 0, not 0 / 0. So
+            # it is where rounding alone leaves a value and no sum. (What is not finite among the
+            # activations themselves is so among the logits, which are checked.)
+            factor = torch.div(value, total, out=total).nan_to_num_(0.0, 0.0, 0.0)
             return layer.passing(value, [Flow(weights, factor, total=above, bias=bias)], ledger)
         below = None if above is None else (2 + self.gamma) * value - above
         total.sub_(value.clamp_max(0), alpha=2 + self.gamma)
         factor = torch.div(value, total, out=total)
+        if self.gamma < _CANCELLING:
+            factor.nan_to_num_(0.0, 0.0, 0.0)
         if layer.stacks:  # both ways at once
             weights, bias = self._halved(layer, raised, lowered)
             sums = None if above is None or below is None else torch.cat((above, -below), 1)

@@ -28,6 +28,7 @@ from lrpguard.lrp import (
     conservation,
     relevance,
 )
+from lrpguard.lrp.affine import Affine, Weights
 from tests.nets import (
     TinyResNet,
     images,
@@ -164,6 +165,22 @@ class TestOneLayer:
         found = relevance(net, x, composite=composite).relevance.flatten().tolist()
         # z = 0.5 at the second pixel, relevance 2 * 0.5; its term is -0.5 of 1.25 - 0.5.
         assert found == [0.0, pytest.approx(-0.5 / 0.75)]
+
+    def test_gamma_of_a_sum_that_rounding_makes_zero(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The sum comes from another product than the value, which is tiny where it is zero."""
+
+        def rounded(layer: Affine, weights: Weights, bias: Tensor | None) -> Tensor:
+            total = weighted(layer, weights, bias)
+            total[..., 0] = 0
+            return total
+
+        weighted = Affine.weighted
+        monkeypatch.setattr(Affine, "weighted", rounded)
+        net = randomized(nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Conv2d(6, 3, 4)))
+        model = nn.Sequential(net, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+        x = torch.rand(2, 4, 8, 8, dtype=torch.float64)
+        composite = Composite("g", Gamma(0.0, stabilizer=0.0))
+        assert relevance(model, x, composite=composite).relevance.isfinite().all()
 
     def test_z_box_knows_the_normalisation(self) -> None:
         """Bounds (0 - mean) / std and (1 - mean) / std of each channel, by hand."""
