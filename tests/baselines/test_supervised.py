@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -24,14 +22,6 @@ from lrpguard.demo.digits import DigitSplits, load_digit_splits, load_digits_mod
 from lrpguard.errors import CalibrationSizeError, ConfigurationError
 from lrpguard.evaluation.metrics import auroc
 from tests.support import images, small_net
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
@@ -30,15 +29,6 @@ class Outcome:
         self.code = result.exit_code
         self.out = result.stdout
         self.err = result.stderr
-
-
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Let torch work alone: on digits several threads only wait for one another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -68,9 +58,7 @@ def some_digits(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def calibration(
-    tmp_path_factory: pytest.TempPathFactory, clean_folder: Path, one_thread: None
-) -> Path:
+def calibration(tmp_path_factory: pytest.TempPathFactory, clean_folder: Path) -> Path:
     """A calibration of the paper's detector on the forty digits."""
     out = tmp_path_factory.mktemp("calibration") / "digits.safetensors"
     arguments = ("--detector", "paper", "--n", "4", "--sigma", "0.1", "--quiet", "--out", out)
