@@ -5,6 +5,8 @@
     python scripts/make_explanations.py --model resnet20 --copies 50 --rules epsilon cmp
     python scripts/make_explanations.py --tables          # the page alone, from the cards
 
+What docs/explanations_notes.md says, where it is there, stands at the head of the page.
+
 Weights and images come from the folder that LRPGUARD_DATA names, or from the options. An
 interrupted run that is started again goes on where it stopped; see --rows. Ten to twenty minutes of
 one free core each.
@@ -114,7 +116,9 @@ def main(arguments: list[str]) -> int:
     try:
         if not args.tables:
             run(args)
-        page = explanations_page(read_cards(args.docs / "results"))
+        notes = args.docs / "explanations_notes.md"
+        said = notes.read_text(encoding="utf-8") if notes.is_file() else ""
+        page = explanations_page(read_cards(args.docs / "results"), notes=said)
     except LrpGuardError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1

@@ -47,6 +47,7 @@ def test_without_data_the_error_says_what_to_give(
 def test_the_page_of_the_stored_cards_is_the_one_in_docs(tmp_path: Path) -> None:
     results = ROOT / "docs" / "results"
     (tmp_path / "results").symlink_to(results)
+    (tmp_path / "explanations_notes.md").symlink_to(ROOT / "docs" / "explanations_notes.md")
     assert make_explanations.main(["--tables", "--docs", str(tmp_path)]) == 0
     made = (tmp_path / "explanations.md").read_text(encoding="utf-8")
     assert made == (ROOT / "docs" / "explanations.md").read_text(encoding="utf-8")

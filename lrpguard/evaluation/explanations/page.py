@@ -61,12 +61,18 @@ def read_cards(folder: Path) -> list[dict[str, Any]]:
     return [_read(path) for path in sorted(folder.glob("explanations_*.json"))]
 
 
-def explanations_page(cards: Sequence[Card]) -> str:
-    """Return the page."""
+def explanations_page(cards: Sequence[Card], *, notes: str = "") -> str:
+    """Return the page.
+
+    Args:
+        cards: Measurements, in the order of the page.
+        notes: What people wrote about them; it stands first.
+    """
     parts = [
         "# Is SmoothLRP a better explanation?",
         "Made by `scripts/make_explanations.py` from the cards in `docs/results/`; do not edit.",
-        "## In short",
+        *([notes.strip()] if notes.strip() else []),
+        "## Counted",
         SHORT,
         *(
             f"**{_title(card)}**, a smoothed map against its plain one:\n\n{_short(card)}"
