@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,7 +12,13 @@ from torch import nn
 from lrpguard.calibration import Calibration
 from lrpguard.calibrator import fit_images
 from lrpguard.cli.console import FAILED, INTERRUPTED, OK, Console
-from lrpguard.cli.opening import ImageBatches, chosen_smoothing, open_model, smoothing
+from lrpguard.cli.opening import (
+    ImageBatches,
+    chosen_smoothing,
+    keep_to_fastest,
+    open_model,
+    smoothing,
+)
 from lrpguard.cli.options import DetectorName, ModelOptions, NoiseOptions, check_folder
 from lrpguard.conformal import images_text
 from lrpguard.errors import ConfigurationError, InputShapeError, LrpGuardError
@@ -94,7 +100,7 @@ def run(
     if guard.noise_why:
         console.note(f"noise: {guard.noise_why}.")
     if options.prepare:
-        _prepare(guard, source, options.partial, console)
+        keep_to_fastest(guard, source, options.partial, console)
     broken = Broken(console)
     before = _scored(options.partial)
     if before:
@@ -150,35 +156,6 @@ def _noise(
         return smoothing(noise)  # too few images; the calibration says so
     console.step(f"choosing the noise on {len(trial)} clean images")
     return chosen_smoothing(model, torch.stack(trial), noise, budget=options.budget)
-
-
-def _prepare(guard: Guard, source: ImageSource, partial: Path, console: Console) -> None:
-    """Let the guard keep to the fastest way, or to that of the run which goes on here.
-
-    Raises:
-        LrpGuardError: The model cannot be guarded.
-    """
-    readable = (item.image for item in map(source.__getitem__, range(len(source))))
-    image = next((image for image in readable if image is not None), None)
-    if image is None:
-        return  # the calibration says so
-    found = guard.prepare(image[None])
-    console.note(str(found))
-    begun = _begun_way(partial)
-    for trial in found.trials:
-        if str(trial.way) == begun:
-            guard.smoothing = replace(guard.smoothing, way=trial.way)
-
-
-def _begun_way(partial: Path) -> str:
-    """Return the way of an unfinished run, in words; the guard itself refuses a broken file."""
-    if not _scored(partial):
-        return ""
-    with partial.open(encoding="utf-8", errors="replace") as lines:
-        try:
-            return str(json.loads(next(lines))["run"]["way"])
-        except (ValueError, KeyError, TypeError):
-            return ""
 
 
 def label_kept(partial: Path) -> float | None:

@@ -10,13 +10,13 @@ import torch
 from lrpguard.attacks import choose
 from lrpguard.baselines import attack_free, baseline
 from lrpguard.cli.console import INTERRUPTED, OK, Console
-from lrpguard.cli.opening import chosen_smoothing, open_model
+from lrpguard.cli.opening import chosen_smoothing, keep_to_fastest, open_model
 from lrpguard.cli.options import ModelOptions, NoiseOptions
 from lrpguard.errors import ConfigurationError, ModelOutputError
 from lrpguard.evaluation.adversarial import default_cache
 from lrpguard.evaluation.candidates import ALL
 from lrpguard.evaluation.candidates import choose as choose_restorations
-from lrpguard.evaluation.evaluate import Settings, evaluate
+from lrpguard.evaluation.evaluate import SCORES_FILE, Settings, evaluate
 from lrpguard.evaluation.judging import content_halves
 from lrpguard.evaluation.labelled import labelled
 from lrpguard.evaluation.paper.card import write_card
@@ -42,6 +42,7 @@ class EvaluateOptions:
         test: Images that are judged; None takes the default.
         attacks: Names with commas between them; None takes all, or the quick ones.
         quick: A first look, in minutes.
+        prepare: Whether to time the ways to run the copies, and keep to the fastest.
         baselines: Names with commas between them; ``all`` stands for those that clean images
             alone fit.
         restorations: Names with commas between them, ``all``, ``none``; None takes those that
@@ -59,6 +60,7 @@ class EvaluateOptions:
     test: int | None
     attacks: str | None
     quick: bool
+    prepare: bool
     baselines: str | None
     restorations: str | None
     out: Path
@@ -97,6 +99,8 @@ def run(
     )
     if guard.noise_why:
         console.note(f"noise: {guard.noise_why}.")
+    if options.prepare:
+        keep_to_fastest(guard, source, options.out / SCORES_FILE, console)
     try:
         card = evaluate(
             loaded.model,

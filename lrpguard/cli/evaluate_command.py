@@ -31,6 +31,7 @@ from lrpguard.cli.options import (
     ModelOptions,
     NameOption,
     NoiseOptions,
+    PrepareOption,
     QuietOption,
     SeedOption,
     StdOption,
@@ -96,6 +97,7 @@ def evaluate(
     quick: Annotated[
         bool, typer.Option("--quick", help="Fewer images and attacks: a first look, in minutes.")
     ] = False,
+    prepare: PrepareOption = False,
     baselines: Annotated[
         str | None,
         typer.Option(
@@ -149,6 +151,7 @@ def evaluate(
             test=test,
             attacks=attacks,
             quick=quick,
+            prepare=prepare,
             baselines=baselines,
             restorations=restorations,
             out=out,

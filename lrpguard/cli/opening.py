@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from torch import Tensor, nn
 
+from lrpguard.cli.console import Console
 from lrpguard.cli.options import ModelOptions, NoiseOptions, image_size, numbers
+from lrpguard.guard import Guard
 from lrpguard.loading import ImageItem, ImageSource, LoadedModel, batches, find_device, load_model
 from lrpguard.smoothing import PAPER_N, PAPER_SIGMA, Smoothing
 from lrpguard.tuning import DEFAULT_BUDGET, Choice, choose_smoothing
@@ -94,6 +98,41 @@ def chosen_smoothing(
         seed=options.seed,
         key=options.key,
     )
+
+
+def keep_to_fastest(guard: Guard, source: ImageSource, begun: Path, console: Console) -> None:
+    """Let a guard run its copies in the fastest way here, or in that of a run that goes on.
+
+    Args:
+        guard: Not calibrated yet.
+        source: Clean images, of which the first readable one is tried.
+        begun: Scores of an unfinished run, if there is such a file.
+        console: Where the timings are told.
+
+    Raises:
+        LrpGuardError: The model cannot be guarded.
+    """
+    readable = (item.image for item in map(source.__getitem__, range(len(source))))
+    image = next((image for image in readable if image is not None), None)
+    if image is None:
+        return  # the calibration says so
+    found = guard.prepare(image[None])
+    console.note(str(found))
+    known = _way_of(begun)
+    for trial in found.trials:
+        if str(trial.way) == known:
+            guard.smoothing = replace(guard.smoothing, way=trial.way)
+
+
+def _way_of(begun: Path) -> str:
+    """Return the way of an unfinished run, in words; the guard itself refuses a broken file."""
+    if not begun.is_file():
+        return ""
+    with begun.open(encoding="utf-8", errors="replace") as lines:
+        try:
+            return str(json.loads(next(lines, ""))["run"]["way"])
+        except (ValueError, KeyError, TypeError):
+            return ""
 
 
 def class_text(loaded: LoadedModel, label: int) -> str:

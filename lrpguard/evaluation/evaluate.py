@@ -43,6 +43,9 @@ from lrpguard.smoothing import clean_logits, to_model
 SCHEMA = 2
 """Version of the card's form."""
 
+SCORES_FILE = "scores.jsonl"
+"""Where a run keeps the scores of its clean pool, in its folder."""
+
 GUARD_ALPHA = 0.05
 """False-positive rate at which the guard flags, and therefore restores."""
 
@@ -135,7 +138,7 @@ def evaluate(
 
 def _calibrate(model: nn.Module, pool: ImageSet, guard: Guard, settings: Settings) -> Detectors:
     images = to_model(pool.pixels(), model)
-    scores = None if settings.out is None else settings.out / "scores.jsonl"
+    scores = None if settings.out is None else settings.out / SCORES_FILE
     guard.calibrate(
         images.split(BATCH),
         alpha=GUARD_ALPHA,
@@ -196,6 +199,7 @@ def _card(
             "alpha": calibration.alpha,
             "n": calibration.smoothing.n,
             "sigma": calibration.smoothing.sigma,
+            "way": str(calibration.smoothing.way),
             "fit_n": calibration.fit_n,
             "calibration_n": calibration.n,
             "crossed": calibration.crossed,

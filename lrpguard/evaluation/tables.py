@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lrpguard.conformal import card_images_text
+from lrpguard.copies import PLAIN
 from lrpguard.evaluation.cards import Card, card_title, is_attacked
 from lrpguard.evaluation.metrics import proportion
 from lrpguard.evaluation.outcomes import GUARD
@@ -314,11 +315,13 @@ def run_facts(card: Card) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in card["versions"].items())
     attack_minutes = sum(seconds["attacks"].values()) / 60
     used = card_images_text(guard)
+    way = guard.get("way", str(PLAIN))  # earlier cards knew no other
+    told = "" if way == str(PLAIN) else f", copies {way}"
     return (
         f"    {card.get('command', '(called from Python)')}\n\n"
         f"Clean pool {splits['pool']['n']} ({used}), {splits['test']['n']} test images, "
         f"indices and digests in the card; seed {card['seed']}. Detector "
-        f"`{guard['detector']}`, n = {guard['n']}, sigma = {guard['sigma']:g}. Attacks "
+        f"`{guard['detector']}`, n = {guard['n']}, sigma = {guard['sigma']:g}{told}. Attacks "
         f"{attack_minutes:.0f} min, calibration {seconds['calibrate'] / 60:.0f} min, verdicts of "
         f"the guard {seconds['judge'] / 60:.0f} min, on {card['threads']} thread(s). {versions}."
     )

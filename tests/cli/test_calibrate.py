@@ -14,9 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from lrpguard import Calibration, Guard, Smoothing, preparing
+from lrpguard import Calibration, Guard, Smoothing
 from lrpguard.demo.digits import load_digits_model
 from lrpguard.loading import Preprocessing, load_data
+from tests.cli.conftest import favour
 
 MODEL = "lrpguard.demo.digits:load_digits_model"
 PAPER = ("--detector", "paper", "--n", "4", "--sigma", "0.1")
@@ -178,16 +179,6 @@ def test_looks_are_calibrated_where_they_are_asked_for(
     assert done.code == 0
     assert "looks at [2, 4, 8, 20]" in done.out
     assert Calibration.load(out).copies == (2, 4, 8, 20)
-
-
-def favour(memory_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a memory format take half the other's time: the clock decides otherwise."""
-    ratios = iter((1.0, 0.5 if memory_format == "channels_last" else 2.0))
-
-    def in_turns(*_: object) -> list[tuple[float, float]]:
-        return [(1.0, next(ratios))]
-
-    monkeypatch.setattr(preparing, "_in_turns", in_turns)
 
 
 def test_the_fastest_way_is_kept_to_where_it_is_asked_for(

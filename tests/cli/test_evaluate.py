@@ -13,7 +13,8 @@ from lrpguard.cli.evaluate import _baselines
 from lrpguard.cli.evaluate_command import shown_command
 from lrpguard.demo.digits import load_digit_splits
 from lrpguard.evaluation.candidates import CANDIDATES
-from tests.cli.conftest import MODEL, Outcome
+from lrpguard.evaluation.tables import run_facts
+from tests.cli.conftest import MODEL, Outcome, favour
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,21 @@ def test_writes_card_and_rows_and_prints_tables(data: Path, tmp_path: Path) -> N
     assert card["results"]["clean"]["n"] == 12
     assert list(card["restorations"]) == [c.name for c in CANDIDATES if c.free]
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) > 24
+
+
+def test_a_run_that_goes_on_keeps_to_its_way(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    favour("channels_last", monkeypatch)
+    assert evaluate(data, tmp_path, "--attacks", "jpeg", "--prepare").code == 0
+    rows = (tmp_path / "rows.jsonl").read_bytes()
+    favour("contiguous", monkeypatch)
+    done = evaluate(data, tmp_path, "--attacks", "jpeg", "--prepare")
+    assert done.code == 0, done.err
+    assert (tmp_path / "rows.jsonl").read_bytes() == rows
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert card["guard"]["way"].startswith("channels_last, at most")
+    assert f"copies {card['guard']['way']}." in run_facts(card)
 
 
 def test_all_stands_for_the_baselines_that_see_no_attack() -> None:
