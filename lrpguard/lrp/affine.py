@@ -213,13 +213,17 @@ class Flow:
     bias: Tensor | None = None
 
     def of(self, c: Tensor, factor: Tensor | None) -> Tensor:
-        """Return what flows this way of ``c``, for the factor that autograd has kept."""
+        """Return what flows this way of ``c``, for the factor that autograd has kept.
+
+        A graph goes back once, so a factor of this flow alone gives its memory for the result;
+        autograd refuses a second time, for the factor has changed.
+        """
         if factor is None:
             return c
         if self.sign == 2:
             return sides(factor, c)
         if self.sign == 0:
-            return c * factor
+            return factor.mul_(c) if factor.dtype == c.dtype else c * factor
         part = factor.clamp_min(0) if self.sign > 0 else factor.clamp_max(0).neg_()
         return part.mul_(c)
 
