@@ -256,8 +256,11 @@ def batch_norm(call: Call) -> Tensor:
     eps = float(call.argument(7, "eps", 1e-5))
     name = call.names.get(id(weight), "")
     mean, variance, weight, bias = (constant(v) for v in (mean, variance, weight, bias))
-    scale = torch.rsqrt(variance + eps) if weight is None else weight * torch.rsqrt(variance + eps)
-    shift = -mean * scale if bias is None else bias - mean * scale
+    scale, shift = call.cache.get(
+        ("scale and shift", eps),
+        tuple(given.values()),
+        partial(_scale_and_shift_of, mean, variance, weight, bias, eps),
+    )
     run = partial(
         F.batch_norm, running_mean=mean, running_var=variance, weight=weight, bias=bias, eps=eps
     )
@@ -295,6 +298,14 @@ def batch_norm(call: Call) -> Tensor:
         return put_trace(z, Trace(pending=PendingRule(rule, layer, call.ledger)))
     z = x * scale + call.ledger.leaf(shift) if call.ledger else _BatchNorm.apply(x, run, scale)
     return put_trace(z, Trace(pending=PendingRule(rule, None, call.ledger)))
+
+
+def _scale_and_shift_of(
+    mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Return the scale and the shift of each channel [C] that a batch normalisation is."""
+    scale = torch.rsqrt(variance + eps) if weight is None else weight * torch.rsqrt(variance + eps)
+    return scale, -mean * scale if bias is None else bias - mean * scale
 
 
 def _scale_and_shift(x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
