@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lrpguard.errors import LoadingError
 from lrpguard.evaluation.evaluate import SCHEMA
+from lrpguard.evaluation.paper.card import load_card
 
 Card = Mapping[str, Any]
 
@@ -19,16 +18,7 @@ def read_card(path: Path) -> dict[str, Any]:
     Raises:
         LoadingError: It cannot be read, or is no card of this schema.
     """
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LoadingError(f"the card {path} cannot be read ({error}). Run its command.") from error
-    good = isinstance(card, dict) and card.get("kind") == "evaluation"
-    if not good or card.get("schema") != SCHEMA:
-        raise LoadingError(
-            f"{path} is no evaluation card of schema {SCHEMA}. Run its command again."
-        )
-    return dict(card)
+    return load_card(path, what="evaluation card", schema=SCHEMA, kind="evaluation")
 
 
 def is_attacked(card: Card) -> bool:

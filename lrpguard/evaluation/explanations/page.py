@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lrpguard.errors import LoadingError
 from lrpguard.evaluation.explanations.card import KIND, METRICS, SCHEMA
 from lrpguard.evaluation.explanations.measure import PLAIN
+from lrpguard.evaluation.paper.card import load_card
 from lrpguard.smoothing import PAPER_N
 
 Card = Mapping[str, Any]
@@ -58,7 +57,10 @@ def read_cards(folder: Path) -> list[dict[str, Any]]:
     Raises:
         LoadingError: One cannot be read, or is no card of this schema.
     """
-    return [_read(path) for path in sorted(folder.glob("explanations_*.json"))]
+    return [
+        load_card(path, what="card of explanations", schema=SCHEMA, kind=KIND)
+        for path in sorted(folder.glob("explanations_*.json"))
+    ]
 
 
 def explanations_page(cards: Sequence[Card], *, notes: str = "") -> str:
@@ -154,16 +156,3 @@ def _cell(figure: Mapping[str, Any] | None) -> str:
     value, low, high = (f"{figure[key]:.3g}" for key in ("value", "low", "high"))
     mark = MARKS[figure["verdict"]] if "verdict" in figure else ""
     return f"{value} ({low} to {high}) {mark}".rstrip()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LoadingError(f"the card {path} cannot be read ({error}). Run its command.") from error
-    good = isinstance(card, dict) and card.get("kind") == KIND and card.get("schema") == SCHEMA
-    if not good:
-        raise LoadingError(
-            f"{path} is no card of explanations of schema {SCHEMA}. Run its command again."
-        )
-    return dict(card)

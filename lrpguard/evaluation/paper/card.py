@@ -20,6 +20,7 @@ from torch import nn
 
 from lrpguard.calibration import Calibration
 from lrpguard.detector import PaperDetector
+from lrpguard.errors import LoadingError
 from lrpguard.evaluation.metrics import auroc, proportion
 from lrpguard.evaluation.paper.experiment import Settings
 from lrpguard.evaluation.paper.record import Outcome, Row
@@ -85,6 +86,28 @@ def write_card(card: dict[str, Any], path: Path) -> None:
     text = json.dumps(card, indent=1, allow_nan=False)
     text = re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda m: f"[{' '.join(m[1].split())}]", text)
     path.write_text(text + "\n", encoding="utf-8")
+
+
+def load_card(path: Path, *, what: str, schema: int, kind: str | None = None) -> dict[str, Any]:
+    """Read a card that :func:`write_card` has written.
+
+    Args:
+        path: The file.
+        what: What it should be, for people.
+        schema: Version of the card's form.
+        kind: Kind of card; None where cards of this form name none.
+
+    Raises:
+        LoadingError: It cannot be read, or is something else.
+    """
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LoadingError(f"the card {path} cannot be read ({error}). Run its command.") from error
+    good = isinstance(card, dict) and card.get("schema") == schema
+    if not good or (kind is not None and card.get("kind") != kind):
+        raise LoadingError(f"{path} is no {what} of schema {schema}. Run its command again.")
+    return dict(card)
 
 
 def share(successes: int, n: int) -> dict[str, Any]:

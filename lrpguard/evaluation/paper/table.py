@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lrpguard.errors import LoadingError
 from lrpguard.evaluation.metrics import proportion
-from lrpguard.evaluation.paper.card import SCHEMA
+from lrpguard.evaluation.paper.card import SCHEMA, load_card
 
 Card = Mapping[str, Any]
 
@@ -72,19 +70,11 @@ def reproduction_page(folder: Path) -> str:
     Raises:
         LoadingError: A card cannot be read, or is of another schema.
     """
-    cards = [_read(path) for path in sorted(folder.glob("paper_*.json"))]
+    cards = [
+        load_card(path, what="card", schema=SCHEMA) for path in sorted(folder.glob("paper_*.json"))
+    ]
     parts = [_INTRODUCTION, _table(cards), "", *_readings(cards), "", _CHOICES, _runs(cards)]
     return "\n".join(parts)
-
-
-def _read(path: Path) -> Card:
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise LoadingError(f"the card {path} cannot be read ({error}). Run its command.") from error
-    if not isinstance(card, dict) or card.get("schema") != SCHEMA:
-        raise LoadingError(f"{path} is no card of schema {SCHEMA}. Run its command again.")
-    return card
 
 
 def _title(card: Card) -> str:
