@@ -46,7 +46,7 @@ def impute(images: Tensor, removed: Tensor, *, key: bytes) -> Tensor:
     Raises:
         ConfigurationError: All pixels of an image are removed.
 
-    Source: Rong et al. 2022 (arXiv 2202.00449), equation (4) and section 4.3.
+    Source: Rong et al. 2022 (arXiv 2202.00449), noisy linear imputation.
     """
     if bool(removed.flatten(1).all(1).any()):
         raise ConfigurationError("all pixels of an image are removed; nothing is left to go by.")
