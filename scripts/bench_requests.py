@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lrpguard import Guard, Smoothing
+from lrpguard.copies import Way
 from lrpguard.evaluation.timing import (
     command_line,
     machine,
@@ -77,12 +78,13 @@ def operations(model: nn.Module, image: Tensor, n: int) -> int:
     return total
 
 
-def bench(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Time the requests of one network in batches of each size."""
+def bench(name: str, args: argparse.Namespace) -> tuple[Way, dict[str, Any]]:
+    """Time the requests of one network in batches of each size; return the way, too."""
     model = make_model(name, args.device)
     guard = Guard(model, smoothing=Smoothing(n=args.n), restoration=None)
-    way = guard.prepare(make_images(1, args.size, args.device)).way
-    one = operations(model, make_images(1, args.size, args.device), args.n)
+    image = make_images(1, args.size, args.device)
+    way = guard.prepare(image).way
+    one = operations(model, image, args.n)
     side = args.side or SIDE["cpu" if args.device == "cpu" else "cuda"]
     square = torch.rand(side, side, device=args.device)
     lines = []
@@ -98,24 +100,25 @@ def bench(name: str, args: argparse.Namespace) -> dict[str, Any]:
         )
         share = paired_ratio(times["peak"], times["request"])
         work = batch * one / (2 * side**3)
+        p50, p99 = (float(np.quantile(times["request"], level)) for level in (0.5, 0.99))
         lines.append(
             {
                 "batch": batch,
                 "repeats": share.repeats,
-                "p50": float(np.quantile(times["request"], 0.5)),
-                "p99": float(np.quantile(times["request"], 0.99)),
-                "requests_a_second": batch / float(np.median(times["request"])),
-                "flops_a_second": batch * one / float(np.median(times["request"])),
+                "p50": p50,
+                "p99": p99,
+                "requests_a_second": batch / p50,
+                "flops_a_second": batch * one / p50,
                 "share": {key: asdict(share)[key] * work for key in SHARE},
             }
         )
-    return {"way": str(way), "operations": one, "side": side, "lines": lines}
+    return way, {"way": str(way), "operations": one, "side": side, "lines": lines}
 
 
-def peak(name: str, args: argparse.Namespace) -> int:
-    """Return the peak bytes of this process, or of the GPU, after one request."""
+def peak(name: str, way: Way, args: argparse.Namespace) -> int:
+    """Return the peak bytes of this process, or of the GPU, after one request in a way."""
     model = make_model(name, args.device)
-    guard = Guard(model, smoothing=Smoothing(n=args.n), restoration=None)
+    guard = Guard(model, smoothing=Smoothing(n=args.n, way=way), restoration=None)
     guard.evidence(make_images(1, args.size, args.device), views=True)
     return peak_memory(args.device)
 
@@ -166,7 +169,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="where the results go")
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
-    parser.add_argument("--peak", metavar="NETWORK", help=argparse.SUPPRESS)
+    parser.add_argument("--peak", nargs=2, metavar=("NETWORK", "FORMAT"), help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
@@ -175,7 +178,8 @@ def main(arguments: list[str]) -> int:
     args = parse(arguments)
     torch.set_num_threads(args.threads)
     if args.peak:
-        print(peak(args.peak, args))
+        name, memory_format = args.peak
+        print(peak(name, Way(memory_format), args))
         return 0
     shape = [f"--{k}={getattr(args, k)}" for k in ("n", "size", "device", "threads")]
     record: dict[str, Any] = {
@@ -186,8 +190,9 @@ def main(arguments: list[str]) -> int:
         "networks": {},
     }
     for name in args.networks:
-        found = bench(name, args)
-        memory = None if args.no_memory else peak_of_process(__file__, ["--peak", name, *shape])
+        way, found = bench(name, args)
+        one = ["--peak", name, way.memory_format, *shape]
+        memory = None if args.no_memory else peak_of_process(__file__, one)
         record["networks"][name] = found | {"peak": memory}
     text = page(record)
     write_results(args.out, "bench_requests", record, text)

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
-from lrpguard import Calibration, Evidence, Guard, Smoothing
+from lrpguard import Calibration, Evidence, Guard, Smoothing, preparing
 from lrpguard.consistency import Candidates
 from lrpguard.detector import Detector, PaperDetector
 from lrpguard.readings import SUPPORTS, VALUES, Readings
@@ -230,3 +231,14 @@ def state_of(model: nn.Module) -> list[object]:
         flags = (tensor.requires_grad, tensor.grad is None, tensor._version, tensor._backward_hooks)
         seen.append((name, content, place, flags))
     return seen
+
+
+def times(monkeypatch: pytest.MonkeyPatch, ratio: float) -> None:
+    """Let channels_last take so many times the time of contiguous: the clock decides otherwise."""
+    ratios = iter((1.0, ratio))
+
+    def in_turns(*_: object) -> list[tuple[float, float]]:
+        taken = next(ratios)
+        return [(2.0, 2.0 * taken), (1.0, 1.0 * taken), (1.0, 9.0)]
+
+    monkeypatch.setattr(preparing, "_in_turns", in_turns)

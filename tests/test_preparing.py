@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lrpguard import Calibration, Guard, Smoothing, preparing
+from lrpguard import Calibration, Guard, Smoothing
 from lrpguard.copies import PLAIN, Way
 from lrpguard.errors import CalibrationMismatchError, ConfigurationError
 from lrpguard.noise import gaussian_copies, image_digest, key_bytes
 from lrpguard.preparing import distances, probe
-from tests.support import FAST, images, paper_guard, small_net, state_of
+from tests.support import FAST, images, paper_guard, small_net, state_of, times
 
 KEY = key_bytes(0)
 FLAGS = (
@@ -85,17 +85,6 @@ class Tipped(nn.Module):
         flat = (x * (1.0 if x.is_contiguous() else 1 + 1e-5)).flatten(1)
         logits: Tensor = self.direct(flat) + self.out(self.hidden(flat).relu())
         return logits
-
-
-def times(monkeypatch: pytest.MonkeyPatch, ratio: float) -> None:
-    """Let channels_last take so many times the time of contiguous: the clock decides otherwise."""
-    ratios = iter((1.0, ratio))
-
-    def in_turns(*_: object) -> list[tuple[float, float]]:
-        taken = next(ratios)
-        return [(2.0, 2.0 * taken), (1.0, 1.0 * taken), (1.0, 9.0)]
-
-    monkeypatch.setattr(preparing, "_in_turns", in_turns)
 
 
 class TestProbe:

@@ -17,6 +17,7 @@ from lrpguard.cli.opening import (
     chosen_smoothing,
     keep_to_fastest,
     open_model,
+    readable_images,
     smoothing,
 )
 from lrpguard.cli.options import DetectorName, ModelOptions, NoiseOptions, check_folder
@@ -99,8 +100,9 @@ def run(
     guard = Guard(loaded.model, smoothing=settings, key=noise.key)
     if guard.noise_why:
         console.note(f"noise: {guard.noise_why}.")
-    if options.prepare:
-        keep_to_fastest(guard, source, options.partial, console)
+    first = next(readable_images(source), None) if options.prepare else None
+    if first is not None:  # where there is none the calibration says so
+        keep_to_fastest(guard, first, options.partial, console)
     broken = Broken(console)
     before = _scored(options.partial)
     if before:
@@ -150,8 +152,7 @@ def _noise(
         raise ConfigurationError("--n and --budget are both given; --budget is for choosing n.")
     if options.detector == DetectorName.PAPER or None not in (noise.n, noise.sigma):
         return smoothing(noise)
-    readable = (item.image for item in map(source.__getitem__, range(len(source))))
-    trial = fit_images((image for image in readable if image is not None), TRIAL_IMAGES)
+    trial = fit_images(readable_images(source), TRIAL_IMAGES)
     if not trial:
         return smoothing(noise)  # too few images; the calibration says so
     console.step(f"choosing the noise on {len(trial)} clean images")

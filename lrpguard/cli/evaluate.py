@@ -100,7 +100,7 @@ def run(
     if guard.noise_why:
         console.note(f"noise: {guard.noise_why}.")
     if options.prepare:
-        keep_to_fastest(guard, source, options.out / SCORES_FILE, console)
+        keep_to_fastest(guard, trial[0], options.out / SCORES_FILE, console)
     try:
         card = evaluate(
             loaded.model,

@@ -100,22 +100,26 @@ def chosen_smoothing(
     )
 
 
-def keep_to_fastest(guard: Guard, source: ImageSource, begun: Path, console: Console) -> None:
+def readable_images(source: ImageSource) -> Iterator[Tensor]:
+    """Yield the images [C, H, W] of a source that can be read, one after another."""
+    for place in range(len(source)):
+        image = source[place].image
+        if image is not None:
+            yield image
+
+
+def keep_to_fastest(guard: Guard, image: Tensor, begun: Path, console: Console) -> None:
     """Let a guard run its copies in the fastest way here, or in that of a run that goes on.
 
     Args:
         guard: Not calibrated yet.
-        source: Clean images, of which the first readable one is tried.
+        image: A clean image [C, H, W] that the ways are tried on.
         begun: Scores of an unfinished run, if there is such a file.
         console: Where the timings are told.
 
     Raises:
         LrpGuardError: The model cannot be guarded.
     """
-    readable = (item.image for item in map(source.__getitem__, range(len(source))))
-    image = next((image for image in readable if image is not None), None)
-    if image is None:
-        return  # the calibration says so
     found = guard.prepare(image[None])
     console.note(str(found))
     known = _way_of(begun)

@@ -11,7 +11,6 @@ from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
-from lrpguard import preparing
 from lrpguard.cli import app
 from lrpguard.demo.digits import load_digit_splits
 
@@ -30,16 +29,6 @@ class Outcome:
         self.code = result.exit_code
         self.out = result.stdout
         self.err = result.stderr
-
-
-def favour(memory_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a memory format take half the other's time: the clock decides otherwise."""
-    ratios = iter((1.0, 0.5 if memory_format == "channels_last" else 2.0))
-
-    def in_turns(*_: object) -> list[tuple[float, float]]:
-        return [(1.0, next(ratios))]
-
-    monkeypatch.setattr(preparing, "_in_turns", in_turns)
 
 
 @pytest.fixture(scope="session")

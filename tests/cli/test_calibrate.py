@@ -17,7 +17,7 @@ from PIL import Image
 from lrpguard import Calibration, Guard, Smoothing
 from lrpguard.demo.digits import load_digits_model
 from lrpguard.loading import Preprocessing, load_data
-from tests.cli.conftest import favour
+from tests.support import times
 
 MODEL = "lrpguard.demo.digits:load_digits_model"
 PAPER = ("--detector", "paper", "--n", "4", "--sigma", "0.1")
@@ -186,7 +186,7 @@ def test_the_fastest_way_is_kept_to_where_it_is_asked_for(
 ) -> None:
     out = tmp_path / "c.safetensors"
     command = ("calibrate", "--model", MODEL, "--data", clean_folder, *PAPER, "--prepare")
-    favour("channels_last", monkeypatch)
+    times(monkeypatch, 0.5)
     done = run(*command, "--out", out)
     assert done.code == 0
     assert "on cpu: channels_last, at most" in done.err
@@ -201,9 +201,9 @@ def test_a_run_that_goes_on_keeps_to_its_way(
     out = tmp_path / "c.safetensors"
     partial = Path(f"{out}.partial.jsonl")
     command = ("calibrate", "--model", MODEL, "--data", clean_folder, *PAPER, "--prepare")
-    favour("channels_last", monkeypatch)
+    times(monkeypatch, 0.5)
     assert run(*command, "--alpha", "0.01", "--out", out).code == 1  # too few images
-    favour("contiguous", monkeypatch)
+    times(monkeypatch, 2.0)
     if broken:
         partial.write_text("{broken\n{}\n", encoding="utf-8")
         refused = run(*command, "--out", out)

@@ -14,7 +14,8 @@ from lrpguard.cli.evaluate_command import shown_command
 from lrpguard.demo.digits import load_digit_splits
 from lrpguard.evaluation.candidates import CANDIDATES
 from lrpguard.evaluation.tables import run_facts
-from tests.cli.conftest import MODEL, Outcome, favour
+from tests.cli.conftest import MODEL, Outcome
+from tests.support import times
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +51,10 @@ def test_writes_card_and_rows_and_prints_tables(data: Path, tmp_path: Path) -> N
 def test_a_run_that_goes_on_keeps_to_its_way(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    favour("channels_last", monkeypatch)
+    times(monkeypatch, 0.5)
     assert evaluate(data, tmp_path, "--attacks", "jpeg", "--prepare").code == 0
     rows = (tmp_path / "rows.jsonl").read_bytes()
-    favour("contiguous", monkeypatch)
+    times(monkeypatch, 2.0)
     done = evaluate(data, tmp_path, "--attacks", "jpeg", "--prepare")
     assert done.code == 0, done.err
     assert (tmp_path / "rows.jsonl").read_bytes() == rows

@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
+from lrpguard.copies import PLAIN, Way
 from lrpguard.views import changed_views
 from scripts import bench_requests
+from tests.support import times
 
 SMALL = ["--n", "2", "--size", "32", "--side", "64", "--networks", "resnet18"]
 
@@ -38,5 +41,22 @@ def test_operations_of_one_convolution_and_one_dense_layer() -> None:
     assert bench_requests.operations(model, image, 7) == (7 * 2 + 1 + views) * forward
 
 
-def test_peak_of_a_process_of_its_own() -> None:
-    assert bench_requests.peak("resnet18", bench_requests.parse(SMALL)) > 50 * 2**20
+@pytest.mark.parametrize("way", [PLAIN, Way("channels_last")], ids=str)
+def test_peak_of_a_process_of_its_own(way: Way) -> None:
+    assert bench_requests.peak("resnet18", way, bench_requests.parse(SMALL)) > 50 * 2**20
+
+
+def test_the_peak_is_that_of_the_way_that_was_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+
+    def of_process(script: str, arguments: list[str]) -> int:
+        asked.append(arguments)
+        return 1
+
+    monkeypatch.setattr(bench_requests, "peak_of_process", of_process)
+    times(monkeypatch, 0.5)
+    arguments = [*SMALL, "--requests", "1", "--batches", "1", "--out", str(tmp_path)]
+    assert bench_requests.main(arguments) == 0
+    assert asked[0][:3] == ["--peak", "resnet18", "channels_last"]
