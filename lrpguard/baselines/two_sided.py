@@ -82,11 +82,24 @@ class TwoSided:
 
     def anomaly(self, images: Tensor) -> Tensor:
         """Return a score for each image; see :meth:`Baseline.anomaly`."""
+        self._centre()
+        return self.of(self.inner.anomaly(images))
+
+    def of(self, scores: Tensor) -> Tensor:
+        """Return the anomaly [B] that follows from the inner baseline's own, float64 [B].
+
+        Raises:
+            NotCalibratedError: The baseline has not been fitted.
+        """
+        centre = self._centre()
+        away = scores - centre.median
+        scale = torch.where(away < 0, centre.below, centre.above)
+        return check_scores(away.abs() / scale, self.name)
+
+    def _centre(self) -> _Centre:
         if self.centre is None:
             raise NotCalibratedError(
                 f"the baseline {self.name!r} has not been fitted. Take the object that "
                 "fit(model, clean_images, labels) returns."
             )
-        away = self.inner.anomaly(images) - self.centre.median
-        scale = torch.where(away < 0, self.centre.below, self.centre.above)
-        return check_scores(away.abs() / scale, self.name)
+        return self.centre

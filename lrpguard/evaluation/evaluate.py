@@ -27,7 +27,7 @@ from lrpguard.evaluation.judging import (
     BATCH,
     Detectors,
     content_halves,
-    fit_baseline,
+    fit_baselines,
     judge_attacked,
     judge_clean,
     judging_header,
@@ -146,7 +146,7 @@ def _calibrate(model: nn.Module, pool: ImageSet, guard: Guard, settings: Setting
         progress=settings.progress,
     )
     names = tqdm(settings.baselines, "baselines", disable=not settings.progress, unit="fit")
-    beside = tuple(fit_baseline(baseline(name), model, pool) for name in names)
+    beside = fit_baselines((baseline(name) for name in names), model, pool)
     return Detectors(guard, beside, settings.restorations)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lrpguard.attacks import Attack
 from lrpguard.baselines import Baseline, RestoringBaseline
+from lrpguard.baselines.two_sided import TwoSided
 from lrpguard.calibration import Calibration
 from lrpguard.calibrator import FIT_SHARE, split_key
 from lrpguard.conformal import check_size, conformal_p_values
@@ -95,19 +96,41 @@ def content_halves(pool: ImageSet) -> tuple[ImageSet, ImageSet]:
     return pool.select(order[:fit]), pool.select(order[fit:])
 
 
-def fit_baseline(baseline: Baseline, model: nn.Module, pool: ImageSet) -> CalibratedBaseline:
-    """Fit a baseline on one half of the pool, and calibrate it on the other.
+def fit_baselines(
+    baselines: Iterable[Baseline], model: nn.Module, pool: ImageSet
+) -> tuple[CalibratedBaseline, ...]:
+    """Fit baselines on one half of the pool, and calibrate them on the other.
 
     Raises:
         CalibrationSizeError: The pool is too small for the smallest of ``ALPHAS``.
-        LrpGuardError: The baseline cannot be fitted.
+        LrpGuardError: A baseline cannot be fitted.
     """
     fit, rest = content_halves(pool)
     check_size(len(rest), min(ALPHAS))
-    fitted = baseline.fit(model, to_model(fit.pixels(), model), fit.labels)
-    parts = to_model(rest.pixels(), model).split(BATCH)
-    scores = torch.cat([fitted.anomaly(part).double().cpu() for part in parts])
-    return CalibratedBaseline(fitted, scores.sort().values)
+    parts: list[tuple[Tensor, dict[str, Tensor]]] = [
+        (part, {}) for part in to_model(rest.pixels(), model).split(BATCH)
+    ]
+    calibrated = []
+    for baseline in baselines:
+        fitted = baseline.fit(model, to_model(fit.pixels(), model), fit.labels)
+        scores = torch.cat([_anomaly(fitted, part, known) for part, known in parts])
+        calibrated.append(CalibratedBaseline(fitted, scores.sort().values))
+    return tuple(calibrated)
+
+
+def _anomaly(baseline: Baseline, images: Tensor, known: dict[str, Tensor]) -> Tensor:
+    """Return a baseline's scores [B], those of one made two-sided from the one-sided ones.
+
+    Args:
+        baseline: A fitted baseline, of those of one run, where a name has one set of options.
+        images: Pixels in [0, 1], [B, C, H, W].
+        known: Scores of these images by the baseline's name; the new ones are added.
+    """
+    if isinstance(baseline, TwoSided):
+        return baseline.of(_anomaly(baseline.inner, images, known))
+    if baseline.name not in known:
+        known[baseline.name] = baseline.anomaly(images).double().cpu()
+    return known[baseline.name]
 
 
 def judging_header(detectors: Detectors, test: ImageSet, *, seed: int) -> dict[str, Any]:
@@ -199,7 +222,8 @@ def _records(detectors: Detectors, levels: Tensor) -> list[dict[str, Any]]:
     images = to_model(levels.float().div(255), detectors.guard.model)
     verdict, told = _verdict(detectors, images)
     took = (time.perf_counter() - begun) / len(levels)
-    judged = {b.name: _baseline_rows(b, images) for b in detectors.baselines}
+    known: dict[str, Tensor] = {}
+    judged = {b.name: _baseline_rows(b, images, known) for b in detectors.baselines}
     labels = {} if told is None else restored_labels(told, detectors.candidates)
     labels |= {name: found for name, (_, found) in judged.items() if told and found}
     return [
@@ -228,7 +252,7 @@ def _verdict(detectors: Detectors, images: Tensor) -> tuple[Verdict, Told | None
 
 
 def _baseline_rows(
-    calibrated: CalibratedBaseline, images: Tensor
+    calibrated: CalibratedBaseline, images: Tensor, known: dict[str, Tensor]
 ) -> tuple[list[dict[str, float]], list[int]]:
     """Return p-value and score of each image, and its other class where the baseline has one."""
     labels: list[int] = []
@@ -236,7 +260,7 @@ def _baseline_rows(
         scores, restored = calibrated.baseline.anomaly_and_label(images)
         labels = [int(label) for label in restored]
     else:
-        scores = calibrated.baseline.anomaly(images).double().cpu()
+        scores = _anomaly(calibrated.baseline, images, known)
     p_values = conformal_p_values(calibrated.anomalies, scores)
     rows = [
         {"p_value": p, "score": score}

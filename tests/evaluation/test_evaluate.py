@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from lrpguard import Guard, Smoothing
 from lrpguard.attacks import choose
 from lrpguard.baselines.supervised import Supervised, SupervisedOnMinimal
+from lrpguard.baselines.two_sided import TwoSided
 from lrpguard.demo.digits import load_digit_splits, load_digits_model
 from lrpguard.errors import CalibrationSizeError, ConfigurationError, EvaluationError
 from lrpguard.evaluation.candidates import choose as choose_restorations
 from lrpguard.evaluation.cards import read_card
 from lrpguard.evaluation.evaluate import Settings, evaluate
-from lrpguard.evaluation.judging import Detectors, content_halves, fit_baseline
+from lrpguard.evaluation.judging import Detectors, content_halves, fit_baselines
 from lrpguard.evaluation.paper.card import write_card
 from lrpguard.evaluation.protocol import ImageSet, Splits
 from lrpguard.evaluation.tables import card_tables, results_page
@@ -244,13 +245,25 @@ class Spy:
 def test_a_baseline_is_fitted_and_calibrated_on_the_pool_alone(splits: Splits) -> None:
     spy = Spy()
 
-    calibrated = fit_baseline(spy, load_digits_model(), splits.pool)
+    (calibrated,) = fit_baselines([spy], load_digits_model(), splits.pool)
 
     fit, rest = content_halves(splits.pool)
     assert spy.fitted == list(fit.digests)
     assert spy.scored == list(rest.digests)
     assert len(calibrated.anomalies) == len(rest)
     assert not set(spy.fitted + spy.scored) & set(splits.test.digests)
+
+
+def test_a_baseline_made_two_sided_is_scored_once(splits: Splits) -> None:
+    spy, alone = Spy(), TwoSided(inner=Spy())
+    model = load_digits_model()
+
+    _, beside = fit_baselines([spy, TwoSided(inner=spy)], model, splits.pool)
+    (expected,) = fit_baselines([alone], model, splits.pool)
+
+    fit, rest = content_halves(splits.pool)
+    assert spy.scored == [*rest.digests, *fit.digests]  # the fit half for median and scales
+    assert torch.equal(beside.anomalies, expected.anomalies)
 
 
 def test_a_pool_too_small_for_1_percent_is_refused_before_the_work(splits: Splits) -> None:
