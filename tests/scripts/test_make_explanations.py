@@ -30,7 +30,7 @@ def test_other_copies_and_rules_are_a_run_of_their_own() -> None:
     assert make_explanations.name_of(args) == "explanations_resnet20_n50"
     assert make_explanations.command(args, plan) == (
         "python scripts/make_explanations.py --model resnet20 --copies 50 --rules epsilon cmp "
-        "--images 300 --probed 20 --seed 0"
+        "--images 300 --probed 300 --seed 0"
     )
     assert make_explanations.name_of(make_explanations.parse([])) == "explanations_resnet20"
 
