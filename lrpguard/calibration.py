@@ -184,6 +184,16 @@ class Calibration:
         """
         return conformal_p_values(self.anomalies, anomalies)
 
+    def flags(self, p_values: Tensor) -> Tensor:
+        """Return whether requests are flagged: p at most alpha, bool [B].
+
+        Counted in steps of 1 / (n + 1), so that no rounding of alpha (1 / 30) or p decides.
+
+        Args:
+            p_values: Their p-values, of :meth:`p_values` [B].
+        """
+        return p_values * (self.n + 1) < flagged_rank(self.n, self.alpha) + 0.5
+
     def replacement_p_values(self, evidence: Tensor) -> Tensor:
         """Return the conformal p-values of the evidence for another label, float64 [B].
 
@@ -338,7 +348,7 @@ def _digest(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         state.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        state.update(tensor.numpy().tobytes())
+        state.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return state.hexdigest()
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lrpguard.calibration import Calibration
-from lrpguard.conformal import check_size
+from lrpguard.conformal import check_size, flagged_rank
 from lrpguard.consensus import propose
 from lrpguard.detector import CombinedDetector, Detector, fit_detector, needs_fit
 from lrpguard.errors import (
@@ -97,9 +97,10 @@ def calibrate(
     """Score clean images, split or cross them, fit the detector, and calibrate it.
 
     From ``SPLIT_FROM`` images on, one half fits the detector and the other calibrates it. Of fewer,
-    each is scored by a detector fitted to those outside its own tenth, and the detector that
-    judges is fitted to all: calibration scores are still those of images that the fit has not seen,
-    at the price of a guarantee that is no longer exact (Vovk 2015, Barber et al. 2021).
+    or where half is too few for alpha, each is scored by a detector fitted to those outside its own
+    tenth, and the detector that judges is fitted to all: calibration scores are still those of
+    images that the fit has not seen, at the price of a guarantee that is no longer exact (Vovk
+    2015, Barber et al. 2021).
 
     The split follows from the images' content, not from their order, so that an
     interrupted and resumed run gives the same calibration. An image seen twice counts once.
@@ -122,8 +123,9 @@ def calibrate(
     shape: tuple[int, int, int] | None = None
     scores: dict[str, list[float]] = {}
     with ScoreLog(checkpoint, _header(plan)) as log:
-        total = len(batches) if isinstance(batches, Sized) else None
-        for batch in tqdm(batches, "calibrate", total, disable=not progress, unit="batch"):
+        for batch in tqdm(
+            batches, "calibrate", _count(batches), disable=not progress, unit="batch"
+        ):
             images = check_images(batch[0] if isinstance(batch, (tuple, list)) else batch)
             shape = _one_shape(shape, images)
             _score_new(images, log, evidence)
@@ -131,6 +133,14 @@ def calibrate(
     if shape is None:
         raise CalibrationSizeError("no images were given; calibration needs clean images.")
     return _from_scores(scores, shape, plan)
+
+
+def _count(batches: object) -> int | None:
+    """Return the number of batches, None where it is not known before the end."""
+    try:
+        return len(batches) if isinstance(batches, Sized) else None
+    except TypeError:  # a DataLoader of an IterableDataset has a length in name only
+        return None
 
 
 def _score_new(
@@ -158,7 +168,7 @@ def _from_scores(
             f"{broken} of {len(rows)} clean images have NaN or infinite scores; the "
             "model overflows on them or on their noisy copies. Run it in float32, or lower sigma."
         )
-    crossed = _crosses(plan.detector, len(rows))
+    crossed = _crosses(plan.detector, len(rows), plan.alpha)
     fitted = [_fit(plan.detector, readings, plan.alpha) for readings in _at_looks(rows, plan)]
     last = fitted[-1]
     return Calibration(
@@ -203,13 +213,17 @@ class Fitted:
     proposals: Tensor | None
 
 
-def _crosses(name: str, count: int) -> bool:
-    """Say whether so many images are crossed for a detector, rather than split."""
-    return needs_fit(name) and count < SPLIT_FROM
+def _crosses(name: str, count: int, alpha: float) -> bool:
+    """Say whether so many images are crossed for a detector, rather than split.
+
+    They are, too, where half of them could flag nothing at alpha.
+    """
+    half = count - round(FIT_SHARE * count)
+    return needs_fit(name) and (count < SPLIT_FROM or flagged_rank(half, alpha) < 1)
 
 
 def _fit(name: str, readings: Readings, alpha: float) -> Fitted:
-    if _crosses(name, len(readings)):
+    if _crosses(name, len(readings), alpha):
         check_size(len(readings), alpha)
         return fit_crossed(name, readings)
     check_size(len(readings) - _fit_n(name, readings), alpha)

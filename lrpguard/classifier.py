@@ -10,9 +10,11 @@ from lrpguard.verdict import Verdict
 class GuardedClassifier(nn.Module):
     """A guard in the shape of the bare model: logits in place of a verdict.
 
-    Where a request is flagged and restored, its logits are those of the restored image. Where
-    no label was accepted the model's own logits stand, since logits cannot say "unknown":
-    use the guard itself where abstention matters.
+    Where a request is flagged and restored, its logits are those behind the restored label:
+    with :class:`lrpguard.Consensus` the model's own, with those of the two labels exchanged, with
+    :class:`lrpguard.Whitening` those of the restored image. Where no label was accepted the
+    model's own logits stand, since logits cannot say "unknown": use the guard itself where
+    abstention matters.
 
     Args:
         guard: The :class:`lrpguard.Guard`.

@@ -25,7 +25,7 @@ from lrpguard.noise import key_bytes
 from lrpguard.preparing import DEFAULT_REPEATS, Preparation, check_unsettled, probe
 from lrpguard.restoring import Restoring, answer, check_restoring
 from lrpguard.smoothing import ChunkSizes, Smoothing, clean_logits, to_model
-from lrpguard.stopping import Looks
+from lrpguard.stopping import Looks, check_rising
 from lrpguard.tuning import Batch, Choice, choose_for
 from lrpguard.verdict import Verdict, unguarded, with_empty_maps
 
@@ -212,14 +212,16 @@ class Guard(nn.Module):
 
         Args:
             images: Floating-point pixels in [0, 1], [B, C, H, W].
-            copies: Numbers of copies, ascending.
+            copies: Numbers of copies, ascending, each >= 2.
             views: Whether to run the changed views, too.
 
         Raises:
+            ConfigurationError: The numbers do not rise from at least 2.
             InputError: The images break the contract.
             ModelError: The model cannot be explained.
         """
         check_eval(self.model)
+        check_rising(copies)
         images = to_model(check_images(images), self.model)
         return self._smooth(images, clean_logits(self.model, images), views, copies)
 

@@ -29,6 +29,9 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 MAX_PIXELS = 4096 * 4096
 """Largest H * W of one image that is accepted."""
 
+MAX_SIDE = 65_500
+"""Longest side of one image that is accepted: what a JPEG can hold, which a changed view is."""
+
 
 class NormalizedModel(nn.Module):
     """A model that wants normalised input, made to take pixels in [0, 1].
@@ -106,7 +109,8 @@ def check_images(images: object) -> Tensor:
 
     Raises:
         InputTypeError: Not a floating-point tensor.
-        InputShapeError: Not four-dimensional, empty, or larger than ``MAX_PIXELS``.
+        InputShapeError: Not four-dimensional, empty, or larger than ``MAX_PIXELS``
+            or ``MAX_SIDE``.
         NonFiniteInputError: NaN or infinite pixels.
         InputRangeError: Pixels outside [0, 1] by more than ``PIXEL_TOLERANCE``.
     """
@@ -162,6 +166,11 @@ def _check_shape(images: Tensor) -> None:
     if images.shape[2] * images.shape[3] > MAX_PIXELS:
         raise InputShapeError(
             f"images have shape {shape}; one image may have at most {MAX_PIXELS} pixels. "
+            "Resize it to the size that the model was trained on."
+        )
+    if max(shape[2:]) > MAX_SIDE:
+        raise InputShapeError(
+            f"images have shape {shape}; no side may be longer than {MAX_SIDE} pixels. "
             "Resize it to the size that the model was trained on."
         )
 

@@ -54,7 +54,7 @@ def judge(evidence: Evidence, at: Calibration) -> Judged:
     """
     readings, anomaly = _scored(evidence, at.detector, 0)
     p_value = at.p_values(anomaly)
-    flagged = p_value <= at.alpha
+    flagged = at.flags(p_value)
     return Judged(at, evidence, readings, anomaly, p_value, flagged, at.replacement_p_values)
 
 

@@ -5,6 +5,7 @@ Source: Raulf et al. 2021, section 2 and Algorithm 1.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -61,7 +62,7 @@ class Smoothing:
         object.__setattr__(self, "sigma", float(self.sigma))
         for name in ("n", "seed"):
             value = getattr(self, name)
-            if value != value or value != int(value):
+            if not math.isfinite(value) or value != int(value):
                 raise ConfigurationError(f"{name} is {value}; it must be a whole number.")
             object.__setattr__(self, name, int(value))
         if self.n < 2:
@@ -160,11 +161,14 @@ def explain(
 
 
 def to_model(images: Tensor, model: nn.Module) -> Tensor:
-    """Return the images on the model's device, in its floating-point type."""
+    """Return the images on the model's device, in its floating-point type, in NCHW order.
+
+    In one order of memory whatever order they came in: sums round by it.
+    """
     reference = next((p for p in model.parameters() if p.is_floating_point()), None)
     if reference is None:
-        return images
-    return images.to(reference.device, reference.dtype)
+        return images.contiguous()
+    return images.to(reference.device, reference.dtype).contiguous()
 
 
 def clean_logits(model: nn.Module, images: Tensor) -> Tensor:

@@ -25,6 +25,18 @@ _APART = 1e-9
 """Keeps weighted ranks of different looks apart."""
 
 
+def check_rising(copies: Sequence[int]) -> None:
+    """Refuse numbers of copies to look at that do not rise from at least 2.
+
+    Raises:
+        ConfigurationError: They do not.
+    """
+    if not copies or copies[0] < 2 or any(a >= b for a, b in itertools.pairwise(copies)):
+        raise ConfigurationError(
+            f"looks are at {list(copies)} copies; they must rise, from 2 or more."
+        )
+
+
 @dataclass(frozen=True)
 class Looks:
     """When to look, when to clear, and how the looks share the false-positive rate.
@@ -53,10 +65,7 @@ class Looks:
                 f"{len(self.copies)} looks, {len(self.clear)} clear levels and {len(self.weight)} "
                 "weights; give a weight for each look and a clear level for each but the last."
             )
-        if self.copies[0] < 2 or any(a >= b for a, b in itertools.pairwise(self.copies)):
-            raise ConfigurationError(
-                f"looks are at {list(self.copies)} copies; they must rise, from 2 or more."
-            )
+        check_rising(self.copies)
         if not all(0 < c <= 1 for c in self.clear):
             raise ConfigurationError(f"clear levels are {list(self.clear)}; each lies in (0, 1].")
         if not all(0 < w < float("inf") for w in self.weight):

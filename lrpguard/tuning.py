@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lrpguard.calibrator import fit_images
 from lrpguard.detector import needs_fit
-from lrpguard.errors import ConfigurationError, InputShapeError
+from lrpguard.errors import ConfigurationError, InputShapeError, NonFiniteScoreError
 from lrpguard.inputs import check_eval, check_images, check_model
 from lrpguard.lrp.composites import EPSILON, Composite
 from lrpguard.lrp.engine import plain_logits
@@ -98,6 +98,7 @@ def choose_smoothing(
         ConfigurationError: The budget is too small for two copies.
         InputError: The images break the contract.
         ModelError: The model cannot be guarded.
+        NonFiniteScoreError: Its logits are NaN or infinite.
     """
     affordable = (budget - OTHER_PASSES) // 2
     if n is None and affordable < 2:
@@ -108,13 +109,15 @@ def choose_smoothing(
     model = check_model(model)
     check_eval(model)
     images = to_model(check_images(images[:TRIAL_IMAGES]), model)
-    label = clean_logits(model, images).argmax(1)
+    clean = clean_logits(model, images)
+    label = clean.argmax(1)
     noise_key = key_bytes(seed, key)
     kept: dict[float, float] = {}
     tried = SIGMAS if sigma is None else (float(sigma),)
     chosen, odds = tried[0], torch.empty(0)
     for strength in tried:
         logits = torch.stack([_noisy_logits(model, image, strength, noise_key) for image in images])
+        _check_finite(torch.cat([clean, logits.flatten(0, 1)]), strength)
         kept[strength] = float((logits.argmax(2) == label[:, None]).double().mean())
         if kept[strength] < LABEL_KEPT and strength > tried[0]:
             break
@@ -156,7 +159,8 @@ def choose_for(
         The choice; the paper's noise where there are too few images to choose on, too.
 
     Raises:
-        ConfigurationError: There is no such detector, or the budget is too small.
+        ConfigurationError: There is no such detector, or the budget is too small, or given where
+            n is settled.
         InputError: The images break the contract or differ in size.
         ModelError: The model cannot be guarded.
     """
@@ -168,6 +172,10 @@ def choose_for(
                 f"{PAPER_N} copies. Leave it out."
             )
         return paper
+    if n is not None and budget is not None:
+        raise ConfigurationError(
+            f"the budget is for choosing n, and the looks settle {n} copies; leave one out."
+        )
     trial = fit_images(_single(batches), TRIAL_IMAGES)
     if not trial:
         return paper
@@ -190,6 +198,15 @@ def _single(batches: Iterable[Batch]) -> Iterator[Tensor]:
                 "first."
             )
         yield from images
+
+
+def _check_finite(logits: Tensor, sigma: float) -> None:
+    """Refuse logits of clean images and their copies that are not finite."""
+    if not bool(torch.isfinite(logits).all()):
+        raise NonFiniteScoreError(
+            f"the model's logits are NaN or infinite on clean images, or on copies of them with "
+            f"noise of sigma = {sigma:g}: it overflows in {logits.dtype}. Run it in float32."
+        )
 
 
 def _noisy_logits(model: nn.Module, image: Tensor, sigma: float, key: bytes) -> Tensor:

@@ -40,7 +40,10 @@ class Verdict:
         flagged: Whether ``p_value <= alpha`` [B].
         restored_label: Label to use: the restored one where found, -1 where unknown, the
             model's own elsewhere [B].
-        restored_confidence: Softmax probability of ``restored_label``; 0 where unknown [B].
+        restored_confidence: How far ``restored_label`` is to be trusted, in [0, 1]: the model's
+            softmax probability where nothing was restored, that of the whitened image with
+            :class:`lrpguard.Whitening`, and with :class:`lrpguard.Consensus` the label's share
+            among the candidates, mean over copies and mild views; 0 where unknown [B].
         restored_logits: Logits behind ``restored_label``; the model's own where nothing was
             restored [B, K].
         copies: Noisy copies that it took; 0 where unguarded, int64 [B].

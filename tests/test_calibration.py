@@ -68,7 +68,7 @@ class TestThreshold:
     ) -> None:
         calibration = make_calibration(clean, alpha=alpha)
         asked = torch.linspace(-1, 3, 81, dtype=torch.float64)
-        flagged = calibration.p_values(asked) <= alpha
+        flagged = calibration.flags(calibration.p_values(asked))
         assert torch.equal(flagged, asked > calibration.threshold)
 
     @pytest.mark.parametrize(
@@ -86,13 +86,15 @@ class TestThreshold:
         calibration = make_calibration([float(i) for i in range(n)], alpha=alpha)
         assert calibration.threshold == n - rank
         p = calibration.p_values(torch.arange(n).double() + 0.5)
-        assert int((p <= alpha).sum()) == rank
+        assert int(calibration.flags(p).sum()) == rank
 
-    @pytest.mark.parametrize("alpha", [1 - 0.9, 1 - 0.8])
-    def test_a_computed_alpha_can_flag(self, alpha: float) -> None:
-        n = round(1 / alpha) - 1
-        calibration = make_calibration([0.0] * n, alpha=alpha)
-        assert bool(calibration.p_values(torch.tensor([1.0])) <= calibration.alpha)
+    @pytest.mark.parametrize("alpha", [1 - 0.9, 1 - 0.8, 1 / 3, 1 / 30, 2 / 3])
+    @pytest.mark.parametrize("times", [1, 10])
+    def test_a_computed_alpha_flags_its_share(self, alpha: float, times: int) -> None:
+        n = times * 30 - 1
+        calibration = make_calibration([float(i) for i in range(n)], alpha=alpha)
+        flagged = calibration.flags(calibration.p_values(torch.arange(n + 1).double() - 0.5))
+        assert int(flagged.sum()) == round(alpha * (n + 1))
 
 
 class TestBand:

@@ -211,6 +211,12 @@ class TestDamage:
         path.write_bytes(content)
         assert "another kind of file" in refused(path)
 
+    def test_a_tensor_of_another_type(self, file: Path) -> None:
+        record, tensors = opened(file)
+        tensors["anomalies"] = tensors["anomalies"].bfloat16()
+        save_file(tensors, str(file), metadata={"lrpguard": json.dumps(record)})
+        refused(file)
+
     def test_weights_of_a_model(self, tmp_path: Path) -> None:
         path = tmp_path / "weights.safetensors"
         save_file(small_net().state_dict(), str(path))

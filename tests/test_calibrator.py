@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.stats import betabinom
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lrpguard import Calibration, Evidence, Guard, Smoothing
 from lrpguard.calibrator import SPLIT_FROM, split_key
@@ -224,6 +224,13 @@ class TestImages:
     def test_a_generator_of_batches(self, whole: Calibration) -> None:
         assert same(calibrated(batch for batch in CLEAN.split(10)), whole)
 
+    def test_a_loader_without_a_length(self, whole: Calibration) -> None:
+        class Stream(IterableDataset[Tensor]):
+            def __iter__(self) -> Iterator[Tensor]:
+                return iter(CLEAN)
+
+        assert same(calibrated(DataLoader(Stream(), batch_size=10), progress=True), whole)
+
     def test_order_of_the_batches_does_not_matter(self, whole: Calibration) -> None:
         assert same(calibrated(reversed(CLEAN.split(10))), whole)
 
@@ -288,10 +295,13 @@ class TestRefusals:
         with pytest.raises(CalibrationSizeError, match="98 calibration images"):
             calibrated([CLEAN[:98]], alpha=0.01)
 
-    def test_too_few_for_alpha_in_one_half(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_halves_too_small_for_alpha_are_crossed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("lrpguard.calibrator.SPLIT_FROM", N_IMAGES)
-        with pytest.raises(CalibrationSizeError, match="50 calibration images"):
-            calibrated([CLEAN], alpha=0.01)
+        assert calibrated([CLEAN], alpha=1 / 51).n == 50
+        found = calibrated([CLEAN], alpha=0.01)
+        assert (found.crossed, found.fit_n, found.n) == (True, N_IMAGES, N_IMAGES)
+        with pytest.raises(CalibrationSizeError, match=r"100 calibration images.*at least 199"):
+            calibrated([CLEAN], alpha=0.005)
 
     @pytest.mark.parametrize("count", [39, 44])
     def test_too_few_for_the_fit(self, count: int) -> None:

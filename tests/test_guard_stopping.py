@@ -212,6 +212,11 @@ class TestFailures:
         assert [s == "unguarded" for s in verdict.status] == [False, False, True, False]
         assert (verdict.copies == 0).tolist() == [False, False, True, False]
 
+    @pytest.mark.parametrize("copies", [[6, 3], [0], []])
+    def test_evidence_at_copies_that_do_not_rise_is_refused(self, copies: list[int]) -> None:
+        with pytest.raises(ConfigurationError, match="must rise, from 2 or more"):
+            Guard(small_net()).evidence_at(images(1), copies)
+
     def test_a_calibration_without_looks_is_refused(self) -> None:
         plain = calibrated(detector="paper", looks=None)
         with pytest.raises(ConfigurationError, match="without looks"):

@@ -24,6 +24,7 @@ from lrpguard.errors import (
 )
 from lrpguard.inputs import (
     MAX_PIXELS,
+    MAX_SIDE,
     PIXEL_TOLERANCE,
     NormalizedModel,
     check_images,
@@ -153,6 +154,11 @@ class TestCheckImages:
         huge = torch.zeros(1).expand(1, 3, 4096, MAX_PIXELS // 4096 + 1)
         with pytest.raises(InputShapeError, match=rf"{re.escape(str(list(huge.shape)))}.*Resize"):
             check_images(huge)
+
+    def test_refuses_a_side_that_no_jpeg_can_hold(self) -> None:
+        assert check_images(torch.zeros(1, 1, 1, MAX_SIDE)).shape[3] == MAX_SIDE
+        with pytest.raises(InputShapeError, match=rf"{MAX_SIDE + 1}.*longer than {MAX_SIDE}"):
+            check_images(torch.zeros(1, 1, 1, MAX_SIDE + 1))
 
     def test_every_refusal_is_a_value_error(self) -> None:
         with pytest.raises(ValueError, match="images"):

@@ -18,6 +18,7 @@ from lrpguard.errors import (
     ConfigurationError,
     InputRangeError,
     InputShapeError,
+    NonFiniteScoreError,
     TrainingModeError,
 )
 from lrpguard.noise import gaussian_copies, image_digest, key_bytes
@@ -212,6 +213,16 @@ class TestGuardChooses:
             Guard(small_net(), smoothing=Smoothing(n=2)).calibrate([self.CLEAN], budget=40)
         with pytest.raises(ConfigurationError, match="takes the paper's 50 copies"):
             Guard(small_net()).calibrate([self.CLEAN], detector="paper", budget=40)
+        with pytest.raises(ConfigurationError, match="the looks settle 5 copies"):
+            Guard(small_net()).calibrate([self.CLEAN], looks=Looks.of(5), budget=40)
+
+    def test_a_model_that_overflows_is_refused_with_the_mend(self) -> None:
+        class Overflowing(FirstPixel):
+            def forward(self, batch: Tensor) -> Tensor:
+                return super().forward(batch).half() * 60000 * 60000
+
+        with pytest.raises(NonFiniteScoreError, match=r"overflows in torch\.float16.*float32"):
+            Guard(Overflowing()).calibrate([at_distance(0.3)])
 
 
 def test_other_passes_are_the_image_and_its_views() -> None:

@@ -230,7 +230,7 @@ def _by_one(calibration: Calibration, evidence: Evidence) -> tuple[Tensor, Tenso
     detector = calibration.detector
     readings = read(evidence, detector.score_names)
     anomaly = detector.anomaly(readings)
-    flagged = calibration.p_values(anomaly) <= calibration.alpha
+    flagged = calibration.flags(calibration.p_values(anomaly))
     if not isinstance(detector, CombinedDetector) or readings.candidates is None:
         return flagged, evidence.label
     painted = detector.painted(readings)

@@ -64,7 +64,7 @@ def product(call: Call) -> Any:
     An activation times a gate (attention weights times values) passes relevance to the
     activation. Two activations (queries times keys) give a gate.
     """
-    left, right = call.args[0], call.argument(1, "other", call.argument(1, "mat2"))
+    left, right = call.argument(0, "input"), call.argument(1, "other", call.argument(1, "mat2"))
     if carries(left) and carries(right):
         return put_gate(call.function(left.detach(), right.detach()), plain_name(call.function))
     function = call.function
@@ -149,7 +149,25 @@ def _pending(z: Tensor, rule: Rule, layer: Affine, ledger: Ledger | None) -> Ten
         if layer.scale is not None:
             weight, bias = layer.made("merged", lambda weight, bias: (weight, bias))
         z = layer.passing(z, [Flow(Weights(weight), bias=bias)], ledger)
+    else:
+        z = _Unresolved.apply(layer.x, z)
     return put_trace(z, Trace(pending=PendingRule(rule, layer, ledger)))
+
+
+class _Unresolved(torch.autograd.Function):
+    """Ties an output without a graph to its layer's input.
+
+    Code that the mode cannot look into would else make of it what looks like a constant.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, z: Tensor) -> Tensor:
+        ctx.mark_dirty(z)
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError("a layer's output was used before its rule was applied.")
 
 
 @dataclass
@@ -295,7 +313,7 @@ def batch_norm(call: Call) -> Tensor:
             None,
             _scale_adjoint,
         )
-        return put_trace(z, Trace(pending=PendingRule(rule, layer, call.ledger)))
+        return _pending(z, rule, layer, call.ledger)
     z = x * scale + call.ledger.leaf(shift) if call.ledger else _BatchNorm.apply(x, run, scale)
     return put_trace(z, Trace(pending=PendingRule(rule, None, call.ledger)))
 

@@ -28,16 +28,14 @@ from lrpguard.lrp.operators import (
     HANDLERS,
     LIKE,
     OWN_TRACE,
-    RECTIFYING,
-    SIGN_KEEPING,
     UNRESOLVED,
+    makes_nonnegative,
 )
 from lrpguard.lrp.rules import RefusalError
 from lrpguard.lrp.trace import (
     Trace,
     carries,
     is_gate,
-    is_nonnegative,
     is_raw,
     put_gate,
     put_trace,
@@ -99,7 +97,7 @@ class LrpMode(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
         gates = [t for t in taken if is_gate(t)]
         name = plain_name(func)
         self._refuse_unseen(taken)
-        if name in CONSTANT_MAKING or (name in LIKE and trace_of(args[0]) is None):
+        if _is_constant(name, args, kwargs):
             return func(*args, **kwargs)
         if not any(carries(t) for t in taken):
             return self._of_gates(name, func, args, kwargs) if gates else func(*args, **kwargs)
@@ -239,17 +237,24 @@ class LrpMode(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
 
 def _trace(result: Any, name: str, args: Any, kwargs: Any) -> Any:
     """Put a trace on every differentiable tensor in an operator's result."""
-    sources = [t for t in tensors((args, kwargs)) if t.is_floating_point()]
-    nonnegative = name in RECTIFYING or (
-        name in SIGN_KEEPING and all(is_nonnegative(t) for t in sources)
-    )
-    raw = all(is_raw(t) for t in sources if carries(t))
+    nonnegative = makes_nonnegative(name, args, kwargs)
+    raw = all(is_raw(t) for t in tensors((args, kwargs)) if carries(t))
     for tensor in tensors(result):
         if name in CASTING and not tensor.is_floating_point():
             raise RefusalError(f"it casts an activation to {tensor.dtype}, which has no gradient.")
         if tensor.requires_grad:
             put_trace(tensor, Trace(raw=raw, nonnegative=nonnegative))
+        elif tensor.is_floating_point():
+            raise RefusalError("its result has no gradient, so its relevance would be lost unseen.")
     return result
+
+
+def _is_constant(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Say whether an operator reads no value of an activation or a gate."""
+    if name in LIKE:
+        return trace_of(args[0]) is None
+    others = (args[1:], {key: value for key, value in kwargs.items() if key != "input"})
+    return name in CONSTANT_MAKING and all(trace_of(t) is None for t in tensors(others))
 
 
 def _operator(func: Callable[..., Any]) -> str:

@@ -26,7 +26,7 @@ from lrpguard.lrp import activations, layers, lean
 from lrpguard.lrp.calls import Call, constant
 from lrpguard.lrp.layers import constant_unless_carrying
 from lrpguard.lrp.rules import RefusalError
-from lrpguard.lrp.trace import Trace, carries, is_gate, put_trace
+from lrpguard.lrp.trace import Trace, carries, is_gate, is_nonnegative, put_trace, tensors
 
 RESHAPING = frozenset(
     "T mT alias atleast_3d broadcast_to cat channel_shuffle chunk clone concat concatenate "
@@ -71,9 +71,8 @@ OWN_TRACE = (
     )
 )
 """Operators whose handler says itself what its result carries."""
-RECTIFYING = frozenset(("relu", "relu6", "hardtanh"))
 SIGN_KEEPING = TRANSPARENT - {"interpolate", "upsample", "neg", "negative"} | frozenset(
-    "add dropout dropout2d pad max".split()
+    "dropout dropout2d pad max".split()
 )
 """Operators whose result is nonnegative where all they take is."""
 
@@ -81,7 +80,7 @@ CONSTANT_MAKING = frozenset(
     "empty_like full_like new_empty new_full new_ones new_tensor new_zeros ones_like "
     "zeros_like".split()
 )
-"""Operators that read no more than a tensor's shape and type."""
+"""Operators that read no more than the shape and type of their first tensor."""
 
 CASTING = frozenset("to type type_as".split())
 
@@ -112,8 +111,8 @@ def _dropout(call: Call) -> Any:
 
 def _sum_of_two(call: Call) -> Any:
     """``a + b`` and ``a - b``: a constant term is a bias."""
-    first, second = call.args[0], call.argument(1, "other")
-    kwargs = {k: v for k, v in call.kwargs.items() if k != "other"}
+    first, second = call.argument(0, "input"), call.argument(1, "other")
+    kwargs = {k: v for k, v in call.kwargs.items() if k not in ("input", "other")}
     if call.in_place and not carries(first):  # an activation is added to a buffer
         if call.ledger:
             first.copy_(call.ledger.leaf(first))
@@ -132,7 +131,7 @@ def _term(call: Call, term: Any, other: Any) -> Any:
 
 def _product(call: Call) -> Any:
     """``a * b`` with one constant factor or gate."""
-    left, right = call.args[0], call.argument(1, "other")
+    left, right = call.argument(0, "input"), call.argument(1, "other")
     if carries(left) and carries(right):
         raise RefusalError("both factors depend on the input; lrpguard has no rule for that yet.")
     if not call.in_place:
@@ -141,7 +140,7 @@ def _product(call: Call) -> Any:
 
 
 def _quotient(call: Call) -> Any:
-    left, right = call.args[0], call.argument(1, "other")
+    left, right = call.argument(0, "input"), call.argument(1, "other")
     if call.kwargs.get("rounding_mode") is not None:
         raise RefusalError("a rounded quotient has no gradient.")
     if carries(right):
@@ -214,6 +213,26 @@ def _einsum(call: Call) -> Any:
         return z if bias is None else z + bias
 
     return layers.affine(call, contracted, operands[at], operands[1 - at], None)
+
+
+def makes_nonnegative(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Say whether an operator's result is known to hold no value below zero.
+
+    Args:
+        name: Its plain name.
+        args: What it was called with.
+        kwargs: What it was called with by name.
+    """
+    if name in ("relu", "relu6"):
+        return True
+    if name == "hardtanh":
+        return bool((args[1] if len(args) > 1 else kwargs.get("min_val", -1.0)) >= 0)
+    if name == "add":  # of two tensors: a number may be below zero
+        terms = [*args[:2], *(kwargs[key] for key in ("input", "other") if key in kwargs)]
+        signs = [isinstance(term, Tensor) and is_nonnegative(term) for term in terms]
+        return len(signs) == 2 and all(signs) and kwargs.get("alpha", 1) >= 0
+    taken = [t for t in tensors((args, kwargs)) if t.is_floating_point()]
+    return name in SIGN_KEEPING and all(is_nonnegative(t) for t in taken)
 
 
 HANDLERS: Mapping[str, Callable[[Call], Any]] = MappingProxyType(

@@ -130,8 +130,11 @@ def substitute(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Return nested tuples, lists and dicts with ``change`` applied to each tensor."""
     if isinstance(value, Tensor):
         return change(value)
-    if type(value) in (tuple, list):
-        return type(value)(substitute(item, change) for item in value)
+    if isinstance(value, (tuple, list)):
+        items = [substitute(item, change) for item in value]
+        if all(new is old for new, old in zip(items, value, strict=True)):
+            return value
+        return value._make(items) if hasattr(value, "_make") else type(value)(items)
     if isinstance(value, dict):
         return {name: substitute(item, change) for name, item in value.items()}
     return value

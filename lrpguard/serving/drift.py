@@ -10,6 +10,7 @@ import numpy.typing as npt
 from scipy.stats import betabinom, binomtest, ks_2samp
 
 from lrpguard.calibration import Calibration
+from lrpguard.conformal import flagged_rank
 
 
 @dataclass(frozen=True)
@@ -64,15 +65,10 @@ def flag_rate_p_value(flagged: int, n: int, calibration: Calibration) -> float:
 
     Source: Vovk 2012, proposition 2 (the law of the rate).
     """
-    k = flagged_rank(calibration)
+    k = flagged_rank(calibration.n, calibration.alpha)
     law = betabinom(n, k, calibration.n + 1 - k)
     tail = min(float(law.cdf(flagged)), float(law.sf(flagged - 1)))
     return min(1.0, 2 * tail)
-
-
-def flagged_rank(calibration: Calibration) -> int:
-    """Return k: the number of calibration scores, of m + 1 with a new one, that are flagged."""
-    return int(np.floor(calibration.alpha * (calibration.n + 1) + 1e-9))
 
 
 def score_p_value(scores: npt.ArrayLike, calibration: Calibration) -> float:

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lrpguard.errors import LrpGuardError, TrainingModeError, UnsupportedOperatorError
 from lrpguard.inputs import check_model
-from lrpguard.lrp import conservation, relevance
+from lrpguard.lrp import COMPOSITES, conservation, relevance
 from lrpguard.lrp.engine import saved_bytes
 from tests.nets import Between, Whole, epsilon, images, plain_cnn, randomized
 
@@ -175,6 +175,10 @@ class TestRefusals:
         with pytest.raises(TrainingModeError, match="'drop'"):
             check_model(model)
 
+    @pytest.mark.filterwarnings("ignore:To copy construct")
+    def test_copy_of_an_activation_as_a_constant(self) -> None:
+        assert "new_tensor" in str(refusal(lambda t: t + t.new_tensor(t)))
+
     def test_in_the_models_own_forward(self) -> None:
         model = randomized(Whole(lambda net, x: net.net(x).cosh(), net=plain_cnn()))
         with pytest.raises(UnsupportedOperatorError, match="the model's own forward") as caught:
@@ -273,5 +277,6 @@ class TestInvisible:
             result: Tensor = function(t)
             return t + result if beside else result
 
-        with pytest.raises(LrpGuardError):
-            saved_bytes(randomized(Between(body)), images(), composite=epsilon(0.1))
+        for composite in (epsilon(0.1), *COMPOSITES.values()):
+            with pytest.raises(LrpGuardError):
+                saved_bytes(randomized(Between(body)), images(), composite=composite)

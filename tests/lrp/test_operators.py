@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -308,6 +308,54 @@ def test_stochastic_depth_in_eval_mode_is_nothing(mode: str) -> None:
     other.body = lambda net, t: t + F.relu(t)
     assert_exact(model, images())
     assert_same(model, other, images())
+
+
+class Pair(NamedTuple):
+    """Two activations, as a block may hand them on."""
+
+    first: Tensor
+    second: Tensor
+
+
+TWICE: dict[str, tuple[Body, Body]] = {
+    "hardtanh": (lambda net, t: F.hardtanh(t), lambda net, t: t.clamp(-1, 1)),
+    "relu6 as hardtanh": (lambda net, t: F.hardtanh(t, 0.0, 6.0), lambda net, t: F.relu6(t)),
+    "number below zero": (lambda net, t: t.relu() + (-0.5), lambda net, t: t.relu() - 0.5),
+    "integers below zero": (
+        lambda net, t: t.relu() + torch.full(t.shape, -1),
+        lambda net, t: t.relu() - 1,
+    ),
+    "alpha below zero": (
+        lambda net, t: t.relu().add((-t).relu(), alpha=-1),
+        lambda net, t: t.relu() - (-t).relu(),
+    ),
+    "named tuple": (
+        lambda net, t: torch.cat(Pair(net.other(t), t.relu()), 1).unfold(1, 2, 2).sum(-1),
+        lambda net, t: torch.cat([net.other(t), t.relu()], 1).unfold(1, 2, 2).sum(-1),
+    ),
+    "arguments by keyword": (
+        lambda net, t: torch.add(input=torch.mul(input=t, other=2.0), other=torch.div(t, other=4)),
+        lambda net, t: t * 2 + t / 4,
+    ),
+}
+"""One function written in two ways."""
+
+
+@pytest.mark.parametrize("preset", COMPOSITES)
+@pytest.mark.parametrize("name", TWICE)
+def test_a_spelling_does_not_matter_to_the_layer_behind_it(name: str, preset: str) -> None:
+    """A layer that takes what was below zero for positive would send relevance elsewhere."""
+
+    def wrapped(body: Body) -> Between:
+        first, second = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(2))
+        return Between(lambda net, t: net.next(body(net, t)), other=first, next=second)
+
+    one, two = (wrapped(body) for body in TWICE[name])
+    model, other, x = randomized(one), two.double().eval(), images()
+    other.load_state_dict(model.state_dict())
+    ours, theirs = (relevance(m, x, composite=COMPOSITES[preset]) for m in (model, other))
+    assert rel_l2(ours.logits, theirs.logits) <= 1e-13
+    assert rel_l2(ours.relevance, theirs.relevance) <= 1e-10
 
 
 @pytest.mark.parametrize("preset", COMPOSITES)

@@ -6,13 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from lrpguard.serving.drift import (
-    DriftWatch,
-    flag_rate_p_value,
-    flagged_rank,
-    judge_window,
-    score_p_value,
-)
+from lrpguard.conformal import flagged_rank
+from lrpguard.serving.drift import DriftWatch, flag_rate_p_value, judge_window, score_p_value
 from tests.support import make_calibration
 
 CALIBRATION = make_calibration([float(i) for i in range(199)], alpha=0.05)
@@ -20,7 +15,8 @@ CALIBRATION = make_calibration([float(i) for i in range(199)], alpha=0.05)
 
 def test_the_flag_rate_under_the_calibrations_own_law_is_exact() -> None:
     """The null law by hand: n new scores among m old ones, all orders alike likely."""
-    n, k, m = 3, flagged_rank(CALIBRATION), CALIBRATION.n
+    n, m = 3, CALIBRATION.n
+    k = flagged_rank(m, CALIBRATION.alpha)
     assert (k, m) == (10, 199)
     # P(no flag): each new score in turn falls below the k highest of those before it.
     none = np.prod([(m + 1 - k + i) / (m + 1 + i) for i in range(n)])

@@ -174,7 +174,7 @@ def _restoration_shares(rows: Sequence[Row], threshold: float) -> dict[str, Any]
 def _conformal(rows: Sequence[Row], calibration: Calibration) -> dict[str, Any]:
     def flagged(scores: list[float]) -> dict[str, Any]:
         p_values = calibration.p_values(torch.tensor(scores, dtype=torch.float64))
-        return share(int((p_values <= calibration.alpha).sum()), len(scores))
+        return share(int(calibration.flags(p_values).sum()), len(scores))
 
     band = calibration.fpr_band()
     return {
