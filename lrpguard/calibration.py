@@ -361,7 +361,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Copies: the tensors lie in the file, which may be written over while they serve.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         record = json.loads(metadata[_RECORD])
     except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
         raise CalibrationFileError(

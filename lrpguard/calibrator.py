@@ -59,6 +59,7 @@ class Plan:
         precision: Arithmetic of the model.
         looks: Fewer copies to calibrate for, too; None for all copies alone.
         noise_why: Why this noise, in words, where it was chosen on clean images.
+        crossed: Whether every image fits and calibrates; None where a half would be too small.
 
     Raises:
         ConfigurationError: The last look is not at all copies.
@@ -72,6 +73,7 @@ class Plan:
     precision: str
     looks: Looks | None = None
     noise_why: str | None = None
+    crossed: bool | None = None
 
     def __post_init__(self) -> None:
         if self.copies[-1] != self.smoothing.n:
@@ -168,8 +170,8 @@ def _from_scores(
             f"{broken} of {len(rows)} clean images have NaN or infinite scores; the "
             "model overflows on them or on their noisy copies. Run it in float32, or lower sigma."
         )
-    crossed = _crosses(plan.detector, len(rows), plan.alpha)
-    fitted = [_fit(plan.detector, readings, plan.alpha) for readings in _at_looks(rows, plan)]
+    crossed = _crosses(plan, len(rows))
+    fitted = [_fit(plan, readings) for readings in _at_looks(rows, plan)]
     last = fitted[-1]
     return Calibration(
         detector=last.detector,
@@ -213,21 +215,22 @@ class Fitted:
     proposals: Tensor | None
 
 
-def _crosses(name: str, count: int, alpha: float) -> bool:
-    """Say whether so many images are crossed for a detector, rather than split.
+def _crosses(plan: Plan, count: int) -> bool:
+    """Say whether so many images are crossed, rather than split.
 
     They are, too, where half of them could flag nothing at alpha.
     """
     half = count - round(FIT_SHARE * count)
-    return needs_fit(name) and (count < SPLIT_FROM or flagged_rank(half, alpha) < 1)
+    usual = count < SPLIT_FROM or flagged_rank(half, plan.alpha) < 1
+    return needs_fit(plan.detector) and (usual if plan.crossed is None else plan.crossed)
 
 
-def _fit(name: str, readings: Readings, alpha: float) -> Fitted:
-    if _crosses(name, len(readings), alpha):
-        check_size(len(readings), alpha)
-        return fit_crossed(name, readings)
-    check_size(len(readings) - _fit_n(name, readings), alpha)
-    return fit_split(name, readings)
+def _fit(plan: Plan, readings: Readings) -> Fitted:
+    if _crosses(plan, len(readings)):
+        check_size(len(readings), plan.alpha)
+        return fit_crossed(plan.detector, readings)
+    check_size(len(readings) - _fit_n(plan.detector, readings), plan.alpha)
+    return fit_split(plan.detector, readings)
 
 
 def _fit_n(name: str, readings: Readings) -> int:

@@ -254,6 +254,7 @@ class Guard(nn.Module):
         progress: bool = False,
         looks: Looks | None = None,
         budget: int | None = None,
+        crossed: bool | None = None,
     ) -> Calibration:
         """Learn what clean requests look like, and use it from now on.
 
@@ -278,6 +279,8 @@ class Guard(nn.Module):
                 of the last look.
             budget: Most passes through the model that one request may cost, where n is chosen;
                 None takes :data:`lrpguard.tuning.DEFAULT_BUDGET`.
+            crossed: Whether every image both fits and calibrates; None where there are fewer than
+                1,000. False splits them in halves at any number: looser, and exact.
 
         Returns:
             The calibration; ``.save(path)`` writes it.
@@ -312,6 +315,7 @@ class Guard(nn.Module):
                 checkpoint=checkpoint,
                 progress=progress,
                 looks=looks,
+                crossed=crossed,
             )
             self.smoothing, self.noise_why = tuned.smoothing, tuned.noise_why
             self.calibration = tuned.calibration
@@ -334,6 +338,7 @@ class Guard(nn.Module):
                 precision=model_precision(self.model),
                 looks=looks,
                 noise_why=self.noise_why,
+                crossed=crossed,
             ),
             checkpoint=None if checkpoint is None else Path(checkpoint),
             progress=progress,

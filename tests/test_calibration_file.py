@@ -118,6 +118,16 @@ class TestRoundTrip:
         assert again.threshold == combined.threshold
         assert again.fpr_band() == combined.fpr_band()
 
+    def test_of_a_file_that_is_written_over_afterwards(
+        self, file: Path, combined: Calibration
+    ) -> None:
+        loaded = Calibration.load(file)
+        file.write_bytes(bytes(file.stat().st_size))  # the same file, as cp does it
+        asked = random(20)
+        assert torch.equal(loaded.p_values(asked), combined.p_values(asked))
+        for name, tensor in combined.detector.state().items():
+            assert torch.equal(loaded.detector.state()[name], tensor)
+
     def test_of_the_papers_detector_and_another_rule(self, tmp_path: Path) -> None:
         paper = make_calibration([float(i) for i in range(20)], smoothing=Smoothing(composite=ZERO))
         paper.save(tmp_path / "paper.safetensors")

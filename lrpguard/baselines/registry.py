@@ -14,7 +14,7 @@ from lrpguard.baselines.lid import Lid, LidOneClass
 from lrpguard.baselines.odds import Odds
 from lrpguard.baselines.outputs import Energy, MaxLogit, MaxSoftmax
 from lrpguard.baselines.penultimate import Mahalanobis, NearestNeighbours
-from lrpguard.baselines.squeezing import FeatureSqueezing
+from lrpguard.baselines.squeezing import FeatureSqueezing, FeatureSqueezingLarge
 from lrpguard.baselines.supervised import Supervised, SupervisedOnBounded, SupervisedOnMinimal
 from lrpguard.baselines.two_sided import TwoSided
 from lrpguard.errors import ConfigurationError
@@ -25,6 +25,7 @@ _OTHERS = (
     Disagreement,
     Odds,
     FeatureSqueezing,
+    FeatureSqueezingLarge,
     Mahalanobis,
     NearestNeighbours,
     LidOneClass,

@@ -19,8 +19,8 @@ class FeatureSqueezing(UnfittedBaseline):
     """Largest L1 distance of the softmax between an image and its squeezed forms, in [0, 2].
 
     Squeezed by fewer bits, by a median filter and by non-local means. The defaults are the
-    paper's best for CIFAR-10; for ImageNet it takes ``search=11, h=4 / 255``. Source: Xu, Evans, Qi
-    2018, "Feature squeezing: detecting adversarial examples in deep neural networks", sections
+    paper's best for CIFAR-10; for ImageNet see :class:`FeatureSqueezingLarge`. Source: Xu, Evans,
+    Qi 2018, "Feature squeezing: detecting adversarial examples in deep neural networks", sections
     III and V. Its non-local means are OpenCV's, in Lab colours; these are in RGB.
 
     Attributes:
@@ -64,6 +64,16 @@ class FeatureSqueezing(UnfittedBaseline):
         plain = _softmax(model, images)
         moved = [(_softmax(model, form) - plain).abs().sum(1) for form in squeezed]
         return torch.stack(moved).amax(0)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FeatureSqueezingLarge(FeatureSqueezing):
+    """:class:`FeatureSqueezing` with what the paper takes for ImageNet."""
+
+    name: ClassVar[str] = "feature-squeezing-imagenet"
+
+    search: int = 11
+    h: float = 4 / 255
 
 
 def fewer_bits(images: Tensor, *, bits: int) -> Tensor:

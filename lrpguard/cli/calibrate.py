@@ -155,6 +155,12 @@ def _noise(
     trial = fit_images(readable_images(source), TRIAL_IMAGES)
     if not trial:
         return smoothing(noise)  # too few images; the calibration says so
+    sizes = sorted({tuple(image.shape) for image in trial})
+    if len(sizes) > 1:
+        raise InputShapeError(
+            f"the images have different sizes, [C, H, W] = {list(sizes[0])} and {list(sizes[1])}; "
+            "scores depend on the size. Have them resized to one: --image-size H,W."
+        )
     console.step(f"choosing the noise on {len(trial)} clean images")
     return chosen_smoothing(model, torch.stack(trial), noise, budget=options.budget)
 

@@ -43,6 +43,7 @@ class EvaluateOptions:
         attacks: Names with commas between them; None takes all, or the quick ones.
         quick: A first look, in minutes.
         prepare: Whether to time the ways to run the copies, and keep to the fastest.
+        halves: Whether one half of the pool calibrates the guard and the other fits it.
         baselines: Names with commas between them; ``all`` stands for those that clean images
             alone fit.
         restorations: Names with commas between them, ``all``, ``none``; None takes those that
@@ -61,6 +62,7 @@ class EvaluateOptions:
     attacks: str | None
     quick: bool
     prepare: bool
+    halves: bool
     baselines: str | None
     restorations: str | None
     out: Path
@@ -110,6 +112,7 @@ def run(
                 attacks=attacks,
                 baselines=baselines,
                 restorations=restorations,
+                halves=options.halves,
                 seed=options.seed,
                 out=options.out,
                 cache=options.cache or default_cache(),

@@ -98,6 +98,14 @@ def evaluate(
         bool, typer.Option("--quick", help="Fewer images and attacks: a first look, in minutes.")
     ] = False,
     prepare: PrepareOption = False,
+    halves: Annotated[
+        bool,
+        typer.Option(
+            "--halves",
+            help="Fit the guard to one half of the pool and calibrate it on the other, as the "
+            "others are; below 1,000 images it would take each for both.",
+        ),
+    ] = False,
     baselines: Annotated[
         str | None,
         typer.Option(
@@ -152,6 +160,7 @@ def evaluate(
             attacks=attacks,
             quick=quick,
             prepare=prepare,
+            halves=halves,
             baselines=baselines,
             restorations=restorations,
             out=out,

@@ -58,6 +58,8 @@ class Settings:
         attacks: Attacks and controls.
         baselines: Names of the baselines that stand beside the guard.
         restorations: Restorations whose labels are noted beside the guard's own.
+        halves: Whether the guard is calibrated on one half of the pool and fitted to the other, as
+            the baselines are, where it would cross few images.
         seed: Seed of attacks and bootstrap.
         out: Folder of rows and scores; None keeps them in memory.
         cache: Folder of stored attacked images; None stores none.
@@ -67,6 +69,7 @@ class Settings:
     attacks: tuple[Attack, ...]
     baselines: tuple[str, ...] = ()
     restorations: tuple[Candidate, ...] = ()
+    halves: bool = False
     seed: int = 0
     out: Path | None = None
     cache: Path | None = None
@@ -144,6 +147,7 @@ def _calibrate(model: nn.Module, pool: ImageSet, guard: Guard, settings: Setting
         alpha=GUARD_ALPHA,
         checkpoint=scores,
         progress=settings.progress,
+        crossed=False if settings.halves else None,
     )
     names = tqdm(settings.baselines, "baselines", disable=not settings.progress, unit="fit")
     beside = fit_baselines((baseline(name) for name in names), model, pool)

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from lrpguard.guard import Guard
 from lrpguard.rowlog import RowLog
 from lrpguard.smoothing import to_model
 from lrpguard.verdict import Verdict
+from lrpguard.version import __version__
 
 ALPHAS = (0.01, 0.05)
 """False-positive rates at which detection is stated."""
@@ -146,6 +148,11 @@ def judging_header(detectors: Detectors, test: ImageSet, *, seed: int) -> dict[s
         "alpha": calibration.alpha,
         "n": calibration.smoothing.n,
         "sigma": calibration.smoothing.sigma,
+        "composite": calibration.smoothing.composite.to_dict(),
+        "restoration": repr(detectors.guard.restoration),
+        "stopping": detectors.guard.stopping,
+        "version": __version__,
+        "torchattacks": _installed("torchattacks"),
         "seed": seed,
         "restorations": [candidate.name for candidate in detectors.candidates],
         "scores": {
@@ -153,6 +160,14 @@ def judging_header(detectors: Detectors, test: ImageSet, *, seed: int) -> dict[s
             for name, values in scores.items()
         },
     }
+
+
+def _installed(package: str) -> str | None:
+    """Return the version of a package that may be missing."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def judge_clean(

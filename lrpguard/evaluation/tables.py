@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from lrpguard.calibrator import FIT_SHARE
 from lrpguard.conformal import card_images_text
 from lrpguard.copies import PLAIN
 from lrpguard.evaluation.cards import Card, card_title, is_attacked
@@ -16,7 +17,8 @@ LEGEND = """\
 most 5 % (or 1 %), calibrated on clean images alone. *SR@5*: share of the attempts that fool the
 model and pass the guard. *Restored*: of the successful attacks, those whose final label is right.
 *Worst per sample*: for each image, whichever attack serves the attacker best. Shares carry 95 %
-Wilson intervals; means, areas and differences those of a bootstrap over images. The attacks are
+Wilson intervals; means, areas and differences those of a bootstrap over images, the calibration
+held as it is; where all resamples agree it has no width, and bounds nothing. The attacks are
 static: they know the model, and not the guard."""
 
 
@@ -31,6 +33,10 @@ TRAINED = """\
 These detectors were fitted with attacks; their thresholds, too, come from clean images alone. *Saw*
 names the families that they were fitted with, and all of their kind. The figures are means over
 the other attacks alone."""
+
+
+RESUMED = 5
+"""Seconds of a calibration below which its scores were there before."""
 
 
 def results_page(cards: Sequence[Card], *, notes: str = "") -> str:
@@ -317,12 +323,19 @@ def run_facts(card: Card) -> str:
     used = card_images_text(guard)
     way = guard.get("way", str(PLAIN))  # earlier cards knew no other
     told = "" if way == str(PLAIN) else f", copies {way}"
+    others = ""
+    if card["baselines"] and guard.get("crossed", False):
+        fit = round(FIT_SHARE * splits["pool"]["n"])
+        others = f"; of the other detectors {fit} fit, {splits['pool']['n'] - fit} calibrate"
+    calibrated = f"{seconds['calibrate'] / 60:.0f} min"
+    if seconds["calibrate"] < RESUMED:
+        calibrated = "resumed from earlier scores"
     return (
         f"    {card.get('command', '(called from Python)')}\n\n"
-        f"Clean pool {splits['pool']['n']} ({used}), {splits['test']['n']} test images, "
+        f"Clean pool {splits['pool']['n']} ({used}{others}), {splits['test']['n']} test images, "
         f"indices and digests in the card; seed {card['seed']}. Detector "
         f"`{guard['detector']}`, n = {guard['n']}, sigma = {guard['sigma']:g}{told}. Attacks "
-        f"{attack_minutes:.0f} min, calibration {seconds['calibrate'] / 60:.0f} min, verdicts of "
+        f"{attack_minutes:.0f} min, calibration {calibrated}, verdicts of "
         f"the guard {seconds['judge'] / 60:.0f} min, on {card['threads']} thread(s). {versions}."
     )
 

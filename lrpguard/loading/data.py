@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -324,7 +325,13 @@ def _load_npz(path: Path, preprocessing: Preprocessing) -> ImageSource:
 
 def _read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise LoadingError(
+                f"{path} is a single array, an .npy under another name. Save it with "
+                "numpy.savez(path, images=...)."
+            )
+        with loaded as archive:
             keys = list(archive.files)
             if "images" not in keys or not set(keys) <= set(_NPZ_KEYS):
                 raise LoadingError(
@@ -333,7 +340,7 @@ def _read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
                     "labels=...)."
                 )
             return {key: archive[key] for key in keys}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise LoadingError(
             f"{path} cannot be read as an .npz ({error}). Save it again with numpy.savez(path, "
             "images=..., labels=...), without Python objects in it."

@@ -135,7 +135,7 @@ class SelfTest:
             )
         try:
             with safe_open(str(path), framework="pt") as file:
-                image = file.get_tensor("image")
+                image = file.get_tensor("image").clone()  # not the file's memory, which may change
                 record = json.loads((file.metadata() or {})[_RECORD])
             numbers = (float(record["score"]), float(record["tolerance"]))
             if not all(math.isfinite(number) for number in numbers):

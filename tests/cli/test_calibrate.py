@@ -120,6 +120,11 @@ def test_images_of_several_sizes_are_refused_with_the_option_that_mends_it(
     assert refused.code == 1
     assert "On the command line: --image-size H,W." in refused.err
 
+    before = run("calibrate", "--model", MODEL, "--data", mixed, "--quiet", "--out", out)
+    assert before.code == 1  # before the noise is chosen, too
+    assert "[1, 8, 8] and [1, 9, 8]" in before.err
+    assert "--image-size H,W" in before.err
+
     Path(f"{out}.partial.jsonl").unlink()
     mended = run(*command, "--image-size", "8,8")
     assert mended.code == 0

@@ -110,6 +110,7 @@ def test_the_commands_of_a_page_run_one_after_another(page: Path, here: Path) ->
             here / "labelled" / f"{label}_{number:03d}.png"
         )
     Image.open(here / "new" / "000.png").save(here / "photo.jpg")
+    (here / "secret.key").write_bytes(bytes(range(32)))
     ran = 0
     for words in commands(page):
         if words[0] == "lrpguard" and not left_out(words):

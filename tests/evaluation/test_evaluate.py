@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lrpguard import Guard, Smoothing
+from lrpguard import Consensus, Guard, Smoothing
 from lrpguard.attacks import choose
 from lrpguard.baselines.supervised import Supervised, SupervisedOnMinimal
 from lrpguard.baselines.two_sided import TwoSided
@@ -20,10 +20,15 @@ from lrpguard.errors import CalibrationSizeError, ConfigurationError, Evaluation
 from lrpguard.evaluation.candidates import choose as choose_restorations
 from lrpguard.evaluation.cards import read_card
 from lrpguard.evaluation.evaluate import Settings, evaluate
-from lrpguard.evaluation.judging import Detectors, content_halves, fit_baselines
+from lrpguard.evaluation.judging import (
+    Detectors,
+    content_halves,
+    fit_baselines,
+    judging_header,
+)
 from lrpguard.evaluation.paper.card import write_card
 from lrpguard.evaluation.protocol import ImageSet, Splits
-from lrpguard.evaluation.tables import card_tables, results_page
+from lrpguard.evaluation.tables import card_tables, results_page, run_facts
 from lrpguard.noise import image_digest
 from tests.support import small_net
 
@@ -219,6 +224,30 @@ def test_both_halves_are_those_of_the_guards_own_calibration(
     assert (len(fit), len(rest)) == (calibration.fit_n, calibration.n)
     scores = calibrated(rest.pixels()).score.sort().values
     torch.testing.assert_close(scores, calibration.anomalies, atol=1e-9, rtol=0)
+
+
+def test_a_guard_can_be_held_to_halves_as_the_others_are(
+    card: dict[str, Any], splits: Splits
+) -> None:
+    halved = evaluate(
+        load_digits_model(),
+        splits,
+        guard=guard(),
+        settings=Settings(attacks=choose(["noise"]), baselines=("max-softmax",), halves=True),
+    )
+    found = [(c["guard"]["fit_n"], c["guard"]["calibration_n"]) for c in (halved, card)]
+    assert found == [(110, 110), (220, 220)]
+    assert "of the other detectors 110 fit, 110 calibrate" in run_facts(card)
+    assert "of the other detectors" not in run_facts(halved)
+
+
+def test_rows_under_another_restoration_are_not_taken(splits: Splits) -> None:
+    headers = []
+    for how in (Consensus(), Consensus(harm=0.05)):
+        made = Guard(load_digits_model(), smoothing=Smoothing(n=4, sigma=0.1), restoration=how)
+        made.calibrate(splits.pool.pixels().split(50))
+        headers.append(judging_header(Detectors(made, ()), splits.test, seed=0))
+    assert headers[0] != headers[1]
 
 
 @dataclass

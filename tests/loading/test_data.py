@@ -212,6 +212,27 @@ def test_a_truncated_npz_is_refused(tmp_path: Path, keep: int) -> None:
         load_data(path, preprocessing=RAW)
 
 
+def test_an_npz_with_a_flipped_byte_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "images.npz"
+    np.savez_compressed(path, images=BYTES)
+    content = bytearray(path.read_bytes())
+    for place in range(60, len(content) - 100, 7):
+        content[place] ^= 0xFF
+    path.write_bytes(content)
+
+    with pytest.raises(LoadingError, match="cannot be read"):
+        load_data(path, preprocessing=RAW)
+
+
+def test_a_single_array_under_the_name_of_an_archive_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "images.npz"
+    with path.open("wb") as file:
+        np.save(file, BYTES)
+
+    with pytest.raises(LoadingError, match=r"a single array.*numpy\.savez"):
+        load_data(path, preprocessing=RAW)
+
+
 def test_batches_pass_broken_images_along_apart(tmp_path: Path) -> None:
     for number in range(5):
         save_image(tmp_path / f"{number}.png", number)
