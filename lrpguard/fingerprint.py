@@ -11,6 +11,9 @@ from torch import nn
 def model_fingerprint(model: nn.Module) -> str:
     """Return a SHA-256 over the model's modules, their settings, and all weights and buffers.
 
+    Settings are what a module's ``extra_repr`` says. A plain attribute that its forward reads and
+    ``extra_repr`` does not say, such as a temperature, is not seen: make it a buffer.
+
     Args:
         model: Any eager module; the device it lies on does not matter.
 

@@ -233,7 +233,8 @@ def page(record: dict[str, Any]) -> str:
         "weights, seed 0. The *limit* is a plain forward and input-gradient backward of the same "
         "batch by torch alone, whatever the rule. Rules stand on the convolutions, dense layers "
         "have epsilon. Methods took turns; each ratio is the median over the repeats of the time "
-        "over the limit's in the same repeat, with the 95 % bootstrap interval of that median. The "
+        "over the limit's in the same repeat, with the 95 % bootstrap interval of that median, "
+        "which for fewer than six repeats is hardly more than their range. The "
         "last column compares a peer's relevance with lrpguard's (relative L2 distance of the "
         "median image, and of the worst).",
         "",

@@ -134,7 +134,8 @@ def page(record: dict[str, Any]) -> str:
         f"pixels, n = {record['n']}, float32, random weights, seed 0; a request is the prediction, "
         "the copies and the changed views, without calibration and restoration. *Share of the "
         "peak*: of the operations a second of a large matrix product in turns with the requests, "
-        "median of the repeats with its 95 % bootstrap interval. p99 lies near the largest where "
+        "median of the repeats with its 95 % bootstrap interval, which for fewer than six repeats "
+        "is hardly more than their range. p99 lies near the largest where "
         "there are fewer than a hundred repeats.",
         "",
         "| network | images a batch | repeats | requests a second | p50, s | p99, s "

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 
 from lrpguard import Guard, Smoothing, __version__
 from lrpguard.attacks.suite import choose
+from lrpguard.errors import ConfigurationError
 from lrpguard.evaluation.ablation import Judged, ablate, ablation_table
 from lrpguard.evaluation.adversarial import attacked_set, default_cache
 from lrpguard.evaluation.judging import content_halves
 from lrpguard.evaluation.paper.setup import MODELS, load_model_and_data
 from lrpguard.evaluation.protocol import draw_splits
+from lrpguard.fingerprint import model_fingerprint
 from lrpguard.readings import Readings, read
 from lrpguard.scores import SCORES
 from lrpguard.smoothing import clean_logits
@@ -112,8 +114,11 @@ def main() -> None:
     path.write_text(json.dumps(card) + "\n", encoding="utf-8")
     command = (
         f"python scripts/make_ablation.py --model {args.model} --pool {args.pool} "
-        f"--test {args.test} --n {args.n} --sigma {args.sigma} --seed {args.seed}"
+        f"--test {args.test} --n {args.n} --sigma {args.sigma} --seed {args.seed} "
+        f"--alpha {args.alpha}"
     )
+    if args.checkpoint is not None:
+        command += f" --checkpoint {Path(*args.checkpoint.parts[-3:])}"
     page = PAGE.format(
         **about, command=command, table=ablation_table(rows), attacks=", ".join(attacked)
     )
@@ -135,6 +140,13 @@ def _readings(
     kept: dict[str, list[float]] = {}
     if checkpoint is not None:
         lines = [json.loads(line) for line in checkpoint.read_text(encoding="utf-8").splitlines()]
+        run, noise = lines[0].get("run", {}), guard.smoothing
+        found = [run.get(name) for name in ("fingerprint", "n", "sigma", "scores")]
+        if found != [model_fingerprint(guard.model), noise.n, noise.sigma, list(SCORES)]:
+            raise ConfigurationError(
+                f"{checkpoint} holds scores of other settings; give that of an evaluation with "
+                f"this model, n = {noise.n} and sigma = {noise.sigma:g}."
+            )
         kept = {line["key"]: line["scores"] for line in lines if "key" in line}
     names = tuple(SCORES)
     rows = []

@@ -154,7 +154,8 @@ def main(arguments: list[str] | None = None) -> None:
         readings = digit_readings()
     else:
         readings = checkpoint_readings(options.scores)
-        command += f" --name {options.name} --scores build/{options.name}/scores.jsonl"
+        shown = Path(*options.scores.parts[-3:])  # without the folders of this machine
+        command += f" --name {options.name} --scores {shown}"
     sizes = tuple(size for size in SIZES if size <= math.floor(len(readings) / 2))
     judged = min(JUDGED, len(readings) - max(sizes))
     card = {

@@ -25,7 +25,7 @@ from lrpguard.guard import Guard
 from lrpguard.readings import Readings, read
 from lrpguard.scores import SCORES
 from lrpguard.smoothing import Smoothing
-from lrpguard.tuning import choose_smoothing
+from lrpguard.tuning import OTHER_PASSES, choose_smoothing
 
 BOUNDED = ("fgsm_4", "pgd_1_10", "pgd_2_10", "pgd_8_10", "pgd_l2_0.5")
 MINIMAL = ("cw_0", "cw_5", "deepfool")
@@ -106,7 +106,7 @@ class Supervised(ModelBaseline[SupervisedState]):
     @property
     def passes(self) -> str:
         """Those of a guard."""
-        return "10 forward and n forward, backward: the guard's own"
+        return f"{OTHER_PASSES} forward and n forward, backward: the guard's own"
 
     def _learn(self, model: nn.Module, images: Tensor, labels: Tensor) -> SupervisedState:
         if len(images) < LEAST_IMAGES:

@@ -105,9 +105,10 @@ def _clean_line(card: Card) -> str:
     """Return one item of a list on a card of clean images and controls alone."""
     guard, clean = card["guard"], card["results"]["clean"]
     return (
-        f"- {card['model']}, {card['data']}, more clean images: {card_images_text(guard)}; "
-        f"{card['splits']['test']['n']} others are judged; n = {guard['n']}, sigma = "
-        f"{guard['sigma']:g}, seed {card['seed']}. {share(clean['fpr'][GUARD]['5'])} are flagged. "
+        f"- {card['model']}, {card['data']}, more clean images, those above among them: "
+        f"{card_images_text(guard)}; {card['splits']['test']['n']} others are judged; "
+        f"n = {guard['n']}, sigma = {guard['sigma']:g}, seed {card['seed']}. "
+        f"{share(clean['fpr'][GUARD]['5'])} are flagged. "
         f"A right label becomes a wrong one for {share(clean['harm_wrong'])}, and `unknown` for "
         f"{share(clean['harm_unknown'])}."
     )

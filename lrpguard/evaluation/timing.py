@@ -29,7 +29,8 @@ class Ratio:
     Attributes:
         seconds: Median over the repeats of the method's time.
         ratio: Median over the repeats of its time over the other's in the same repeat.
-        low: Lower end of the 95 % bootstrap interval of that median.
+        low: Lower end of the 95 % bootstrap interval of that median; with fewer than six repeats
+            about the least of them.
         high: Upper end.
         repeats: How many repeats.
     """
