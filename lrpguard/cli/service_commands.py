@@ -143,7 +143,7 @@ def audit_verify(
 ) -> int:
     """Check the hash chain of an audit trail, from its first line to its last.
 
-    Exit code: 0, 1 where a line was altered, removed, added or moved.
+    Exit code: 0, 1 where a line was altered, removed, added or moved, or there is no trail.
     """
     from lrpguard.cli import trail as work
 

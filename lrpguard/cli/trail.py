@@ -22,7 +22,7 @@ def verify_trail(folder: Path, *, key: bytes | None, head: str | None, console: 
         The exit code.
 
     Raises:
-        AuditError: The chain is broken; the message says where.
+        AuditError: There is no trail, or its chain is broken; the message says where.
     """
     found = verify(folder, key=chain_key(key), known=head)
     keyed = key is not None

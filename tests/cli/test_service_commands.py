@@ -120,6 +120,18 @@ class TestAudit:
         assert run("audit", "verify", trail, "--head", told["head"]).code == 0
         assert run("audit", "verify", trail, "--head", "0" * 64).code == 1
 
+    @pytest.mark.parametrize("flags", [(), ("--json",)])
+    def test_a_folder_without_a_trail_is_not_whole(
+        self, run: Run, tmp_path: Path, flags: tuple[str, ...]
+    ) -> None:
+        done = run("audit", "verify", tmp_path, *flags)
+        assert (done.code, done.out) == (1, "")
+        assert f"holds no {file_name(1)}" in done.err
+
+    def test_a_fresh_trail_is_whole(self, run: Run, tmp_path: Path) -> None:
+        AuditTrail(tmp_path, fsync="never", rotate_bytes=1 << 20, key=b"").close()
+        assert json.loads(run("audit", "verify", tmp_path, "--json").out)["lines"] == 0
+
     def test_a_removed_line_is_named(self, run: Run, trail: Path) -> None:
         file = trail / file_name(1)
         lines = file.read_bytes().splitlines(keepends=True)
