@@ -172,6 +172,7 @@ def audit_replay(
     """Judge the images of a trail again, and compare scores, p-values, flags and labels.
 
     The trail holds hashes, no images: --data holds the images, which are found by their hash.
+    Lines of another model, calibration or key are counted and left out.
     Exit code: 0, 1 where an outcome differs or no image was found.
     """
     from lrpguard.cli import trail as work

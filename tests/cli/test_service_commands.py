@@ -165,6 +165,42 @@ class TestAudit:
             run("audit", "replay", folder, "--config", config, "--data", images, *loose).code == 0
         )
 
+    def recalibrated(self, trail: Path, first: int, last: int) -> Path:
+        """Return a copy of the trail in which some lines are of a later calibration."""
+        folder = trail.with_name("recalibrated")
+        log = AuditTrail(folder, fsync="never", rotate_bytes=1 << 20, key=b"")
+        for number, line in enumerate((trail / file_name(1)).read_text().splitlines()):
+            record = json.loads(line)
+            del record["hash"]
+            other = {"calibration": "4669", "score": 0.5} if first <= number < last else {}
+            log.append([record | other])
+        log.close()
+        return folder
+
+    def test_replay_goes_over_the_lines_of_another_calibration(
+        self, run: Run, config: Path, trail: Path, images: Path
+    ) -> None:
+        flags = ("--config", config, "--data", images)
+        folder = self.recalibrated(trail, 0, 2)
+        done = run("audit", "replay", folder, *flags)
+        assert done.code == 0, done.err
+        assert "2 line(s) are of calibration 4669, not replayed" in done.out
+        assert "replayed   38 of 40 verdicts; 0 differ" in done.out
+        told = [
+            json.loads(t) for t in run("audit", "replay", folder, *flags, "--json").out.splitlines()
+        ]
+        assert told[0] == {"not_replayed": 2, "calibration": "4669"}
+        assert [line["seq"] for line in told[1:]] == list(range(3, 41))
+
+    def test_replay_of_other_guards_lines_alone_is_an_error(
+        self, run: Run, config: Path, trail: Path, images: Path
+    ) -> None:
+        folder = self.recalibrated(trail, 0, 40)
+        done = run("audit", "replay", folder, "--config", config, "--data", images)
+        assert done.code == 1
+        assert "none of the 40 verdicts is this guard's" in done.err
+        assert "calibration 4669" in done.err
+
     def test_replay_without_the_images_says_so(
         self, run: Run, config: Path, trail: Path, clean_folder: Path
     ) -> None:
