@@ -16,6 +16,7 @@ from lrpguard.serving.answer import Outcome
 from lrpguard.serving.bodies import BodyLimits
 from lrpguard.serving.config import ServiceConfig
 from lrpguard.serving.decode import decode_image
+from lrpguard.serving.logs import log
 from lrpguard.serving.page import page
 from lrpguard.serving.records import Call
 from lrpguard.serving.refusal import RefusedError, bad_request
@@ -248,6 +249,7 @@ class _Routes:
 def refused(error: RefusedError, request_id: str) -> "Response":
     """Return the answer to a refused request."""
     response = _json(oip.refused(error, request_id), error.status)
+    response.headers[REQUEST_ID] = request_id
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(error.retry_after)
     if error.status in (408, 413):  # the rest of its body is not wanted
@@ -273,9 +275,11 @@ def _add_error_handlers(app: "FastAPI") -> None:
     async def on_invalid(request: "Request", _: Exception) -> "Response":
         return refused(bad_request("the request is malformed."), _request_id(request))
 
-    async def on_failure(request: "Request", _: Exception) -> "Response":
+    async def on_failure(request: "Request", error: Exception) -> "Response":
+        name = _request_id(request)
+        log.error("the service failed", exc_info=error, extra={"request_id": name})
         refusal = RefusedError(500, "internal", "the service failed; its log says more.")
-        return refused(refusal, _request_id(request))
+        return refused(refusal, name)
 
     app.add_exception_handler(RefusedError, on_refusal)
     app.add_exception_handler(HTTPException, on_http)
@@ -340,9 +344,14 @@ def _call(request: "Request", route: str) -> Call:
 
 
 def _request_id(request: "Request") -> str:
-    """Return the client's name for a request where it is a harmless one, else a new one."""
-    given = request.headers.get(REQUEST_ID, "")
-    return given if _ID.fullmatch(given) else secrets.token_hex(16)
+    """Return the client's name for a request where it is a harmless one, else a new one.
+
+    It is kept with the request: whatever answers it, the answer and the log have the same.
+    """
+    if not hasattr(request.state, "request_id"):
+        given = request.headers.get(REQUEST_ID, "")
+        request.state.request_id = given if _ID.fullmatch(given) else secrets.token_hex(16)
+    return str(request.state.request_id)
 
 
 def _flag(value: str | None) -> bool:

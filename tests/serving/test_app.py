@@ -341,6 +341,7 @@ class TestOtherRoutes:
             answer = httpx.request(method, url + path)
             assert answer.status_code in (404, 405)
             assert set(answer.json()) == {"error", "code", "request_id"}
+            assert answer.headers["x-request-id"] == answer.json()["request_id"]
 
     def test_metrics_tell_the_calibration_and_the_outcomes(self, url: str, files: Files) -> None:
         httpx.post(f"{url}/predict", content=png(files.odd[0]))
