@@ -79,9 +79,11 @@ def serve(
 
     flags = {"server.host": host, "server.port": port, "server.workers": workers}
     named = [f"{name}={value}" for name, value in flags.items() if value is not None]
+    console = Console(json)
     if defaults:
-        return work.print_defaults(Console(json))
-    return work.run(config, [*(settings or []), *named], demo=demo, environment=os.environ)
+        return work.print_defaults(console)
+    assignments = [*(settings or []), *named]
+    return work.run(config, assignments, demo=demo, environment=os.environ, console=console)
 
 
 @app.command(

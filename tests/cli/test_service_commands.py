@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +25,7 @@ from lrpguard.serving.opening import open_guard
 from lrpguard.serving.records import Call, audit_lines
 from lrpguard.serving.selftest import SelfTest
 from tests.cli.conftest import MODEL, write_digits
+from tests.serving.conftest import wait_until
 
 Run = Callable[..., Any]
 
@@ -93,6 +96,26 @@ class TestServe:
     def test_the_demo_takes_no_settings_file(self, run: Run, config: Path) -> None:
         pytest.importorskip("fastapi")
         assert run("serve", "--demo", "--config", config).code == 2
+
+    @pytest.mark.parametrize("flags", [(), ("--json",)])
+    def test_the_demo_tells_the_address_that_it_has(self, flags: tuple[str, ...]) -> None:
+        pytest.importorskip("uvicorn")
+        httpx = pytest.importorskip("httpx")
+        command = [sys.executable, "-m", "lrpguard", "serve", "--demo", "--port", "0", *flags]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
+            try:
+                assert process.stdout is not None
+                told = process.stdout.readline()
+                url = json.loads(told)["url"] if flags else told.split()[1].removesuffix("/")
+                wait_until(lambda: httpx.get(f"{url}/v2/health/live").status_code == 200, 60)
+                process.terminate()
+                out, err = process.communicate(timeout=60)
+            finally:
+                process.kill()
+        assert (process.returncode, out) == (0, "")
+        words = f"open {url}/ in a browser"
+        assert words in (err if flags else told)
 
 
 class TestSelftest:
