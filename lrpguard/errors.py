@@ -21,6 +21,7 @@ LrpGuardError
 ├── NonFiniteScoreError                a score is NaN or infinite
 ├── EvaluationError                    an evaluation would count what it must not
 ├── LoadingError                       a model or data specification cannot be loaded
+│   └── ImageSizeError                 an image has, or would get, too many pixels
 ├── AuditError                         an audit trail is broken, or another's
 └── MissingDependencyError             an optional extra is not installed
 
@@ -121,6 +122,10 @@ class EvaluationError(LrpGuardError):
 
 class LoadingError(LrpGuardError):
     """A model or data specification cannot be loaded."""
+
+
+class ImageSizeError(LoadingError):
+    """An image has, or would get when it is brought to the model's size, too many pixels."""
 
 
 class AuditError(LrpGuardError):

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-
-import typer
 
 from lrpguard.cli.console import OK, Console
 from lrpguard.cli.options import PACKAGED_MODEL, PACKAGED_SIZE
@@ -43,6 +42,7 @@ def run(
     *,
     demo: bool,
     environment: Mapping[str, str],
+    console: Console,
 ) -> int:
     """Serve until a signal ends it.
 
@@ -51,6 +51,7 @@ def run(
         assignments: Settings in place of the file's.
         demo: Whether to serve the packaged model, with a calibration made now.
         environment: Variables.
+        console: Where the demo tells its address.
 
     Returns:
         The exit code.
@@ -66,14 +67,17 @@ def run(
         raise ConfigurationError("--demo brings its own settings; leave --config out.")
     with tempfile.TemporaryDirectory(prefix="lrpguard-demo-") as folder:
         calibration = Path(folder, "digits.safetensors")
-        typer.echo("calibrating on 600 digits; this takes some seconds", err=True)
+        console.note("calibrating on 600 digits; this takes some seconds")
         calibrate_demo(calibration, key=secret_key(None, environment))
         named = demo_assignments(calibration)
         config = load_config(None, environment=environment, assignments=[*named, *assignments])
-        address = f"http://{config.server.host}:{config.server.port}"
-        typer.echo(f"open {address}/ in a browser, or: curl -F file=@digit.png {address}/predict")
-        serve_config(config)
+        serve_config(config, bound=partial(_tell_address, console))
     return OK
+
+
+def _tell_address(console: Console, url: str) -> None:
+    console.record({"url": url})
+    console.say(f"open {url}/ in a browser, or: curl -F file=@digit.png {url}/predict")
 
 
 def calibrate_demo(file: Path, *, key: bytes | None, images: int | None = None) -> None:

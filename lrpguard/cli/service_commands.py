@@ -79,9 +79,11 @@ def serve(
 
     flags = {"server.host": host, "server.port": port, "server.workers": workers}
     named = [f"{name}={value}" for name, value in flags.items() if value is not None]
+    console = Console(json)
     if defaults:
-        return work.print_defaults(Console(json))
-    return work.run(config, [*(settings or []), *named], demo=demo, environment=os.environ)
+        return work.print_defaults(console)
+    assignments = [*(settings or []), *named]
+    return work.run(config, assignments, demo=demo, environment=os.environ, console=console)
 
 
 @app.command(
@@ -143,7 +145,7 @@ def audit_verify(
 ) -> int:
     """Check the hash chain of an audit trail, from its first line to its last.
 
-    Exit code: 0, 1 where a line was altered, removed, added or moved.
+    Exit code: 0, 1 where a line was altered, removed, added or moved, or there is no trail.
     """
     from lrpguard.cli import trail as work
 
@@ -172,6 +174,7 @@ def audit_replay(
     """Judge the images of a trail again, and compare scores, p-values, flags and labels.
 
     The trail holds hashes, no images: --data holds the images, which are found by their hash.
+    Lines of another model, calibration or key are counted and left out.
     Exit code: 0, 1 where an outcome differs or no image was found.
     """
     from lrpguard.cli import trail as work

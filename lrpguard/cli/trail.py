@@ -12,7 +12,7 @@ from lrpguard.loading import load_data
 from lrpguard.serving.chain import chain_key, records, verify
 from lrpguard.serving.configure import load_config
 from lrpguard.serving.opening import open_guard
-from lrpguard.serving.replay import by_hash, guarded_lines, replay
+from lrpguard.serving.replay import by_hash, divided, guarded_lines, replay
 
 
 def verify_trail(folder: Path, *, key: bytes | None, head: str | None, console: Console) -> int:
@@ -22,7 +22,7 @@ def verify_trail(folder: Path, *, key: bytes | None, head: str | None, console: 
         The exit code.
 
     Raises:
-        AuditError: The chain is broken; the message says where.
+        AuditError: There is no trail, or its chain is broken; the message says where.
     """
     found = verify(folder, key=chain_key(key), known=head)
     keyed = key is not None
@@ -54,29 +54,33 @@ def replay_trail(
     environment: Mapping[str, str],
     console: Console,
 ) -> int:
-    """Judge the images of a trail again.
+    """Judge the images of a trail again, where this guard has judged them.
 
     Returns:
         The exit code.
 
     Raises:
-        AuditError: The chain is broken.
-        CalibrationMismatchError: A line is of another guard.
+        AuditError: There is no trail, or its chain is broken.
+        CalibrationMismatchError: All lines are of other guards.
     """
     config = load_config(config_file, environment=environment, assignments=assignments)
     opened = open_guard(config, environment)
     lines = list(guarded_lines(records(folder, key=chain_key(opened.key))))
+    found = divided(lines, opened)
+    for (name, value), count in found.others.items():
+        console.record({"not_replayed": count, name: value})
+        console.line(f"skipped    {count} line(s) are of {name} {value}, not replayed")
     source = load_data(data, preprocessing=opened.preprocessing)
     images = by_hash(item.image for item in source if item.image is not None)
-    if lines and not any(line["image"] in images for line in lines):
+    if lines and not any(line["image"] in images for line in found.mine):
         raise ConfigurationError(
             f"none of the {len(images)} images of --data {data} is one of the trail's: they are "
             "found by a hash of their pixels as the model sees them."
         )
     replayed = []
-    there = sum(line["image"] in images for line in lines)
+    there = sum(line["image"] in images for line in found.mine)
     with console.bar("replay", there) as bar:
-        for line in replay(lines, images, opened, tolerance=tolerance):
+        for line in replay(found.mine, images, opened, tolerance=tolerance):
             replayed.append(line)
             bar.update()
             console.record(asdict(line))

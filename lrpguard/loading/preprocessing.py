@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as transforms
 
-from lrpguard.errors import ConfigurationError, LoadingError
+from lrpguard.errors import ConfigurationError, ImageSizeError, LoadingError
 from lrpguard.inputs import MAX_PIXELS
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
@@ -66,14 +66,22 @@ class Preprocessing:
             )
 
     def fit(self, image: Image.Image) -> Image.Image:
-        """Return the image resized and cropped as this preprocessing says."""
+        """Return the image resized and cropped as this preprocessing says.
+
+        Raises:
+            ImageSizeError: It would get too many pixels before it is cropped.
+        """
         target = self._resize_target(image.height, image.width)
         if target is not None:
             image = transforms.resize(image, target, InterpolationMode(self.interpolation))
         return image if self.image_size is None else transforms.center_crop(image, self.image_size)
 
     def fit_tensor(self, image: Tensor) -> Tensor:
-        """Return the float image [C, H, W] in [0, 1] resized and cropped in the same way."""
+        """Return the float image [C, H, W] in [0, 1] resized and cropped in the same way.
+
+        Raises:
+            ImageSizeError: It would get too many pixels before it is cropped.
+        """
         target = self._resize_target(image.shape[1], image.shape[2])
         if target is not None:
             mode = InterpolationMode(self.interpolation)
@@ -85,14 +93,18 @@ class Preprocessing:
     def _resize_target(self, height: int, width: int) -> list[int] | None:
         """Return what torchvision's resize takes: [shorter side] or [H, W]; None for no resize."""
         if self.resize_size is not None:
-            return [self.resize_size]
+            size, shorter = self.resize_size, min(height, width)
+            _check_resized(height, width, size * height // shorter, size * width // shorter)
+            return [size]
         if self.image_size is None:
             return None
         scale = max(self.image_size[0] / height, self.image_size[1] / width)
-        return [
+        target = [
             max(self.image_size[0], round(height * scale)),
             max(self.image_size[1], round(width * scale)),
         ]
+        _check_resized(height, width, *target)
+        return target
 
 
 def read_image(
@@ -117,7 +129,8 @@ def read_image(
         Pixels [C, H, W], float32 in [0, 1].
 
     Raises:
-        LoadingError: The file cannot be read, decoded, or is too large.
+        ImageSizeError: The file is too large, or would be where it is brought to size.
+        LoadingError: The file cannot be read or decoded.
     """
     try:
         with Image.open(file, formats=formats) as opened:
@@ -136,7 +149,7 @@ def to_unit_range(pixels: npt.NDArray[Any]) -> Tensor:
     tensor = torch.from_numpy(np.ascontiguousarray(pixels))
     tensor = tensor.unsqueeze(0) if tensor.ndim == 2 else tensor.permute(2, 0, 1).contiguous()
     if tensor.shape[1] * tensor.shape[2] > MAX_PIXELS:
-        raise LoadingError(
+        raise ImageSizeError(
             f"the image has {tensor.shape[1]} x {tensor.shape[2]} pixels; lrpguard takes at most "
             f"{MAX_PIXELS}. Give the model's image size, or resize the file."
         )
@@ -146,9 +159,23 @@ def to_unit_range(pixels: npt.NDArray[Any]) -> Tensor:
 def _check_size(image: Image.Image, limit: int | None) -> None:
     limit = limit or Image.MAX_IMAGE_PIXELS or MAX_FILE_PIXELS
     if image.width * image.height > limit:
-        raise LoadingError(
+        raise ImageSizeError(
             f"the file holds {image.width} x {image.height} pixels, more than the limit of "
             f"{limit}: it may be a decompression bomb. Resize the file if you trust it."
+        )
+
+
+def _check_resized(height: int, width: int, new_height: int, new_width: int) -> None:
+    """Refuse a narrow image that its resize would make huge, to be cropped to a part of it.
+
+    One that does not grow is let through: it is in memory already, within its own limit.
+    """
+    pixels = new_height * new_width
+    if pixels > max(MAX_PIXELS, height * width):
+        raise ImageSizeError(
+            f"the image has {height} x {width} pixels, and {new_height} x {new_width} where its "
+            f"shorter side fits the model; lrpguard takes at most {MAX_PIXELS}. Crop it to the "
+            "part that the model shall see."
         )
 
 

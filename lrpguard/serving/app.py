@@ -16,6 +16,7 @@ from lrpguard.serving.answer import Outcome
 from lrpguard.serving.bodies import BodyLimits
 from lrpguard.serving.config import ServiceConfig
 from lrpguard.serving.decode import decode_image
+from lrpguard.serving.logs import log
 from lrpguard.serving.page import page
 from lrpguard.serving.records import Call
 from lrpguard.serving.refusal import RefusedError, bad_request
@@ -96,6 +97,11 @@ class _Routes:
                 request, "POST /v2/models/{model}/infer", self._infer, model
             )
 
+        async def infer_version(request: Request, model: str, version: str) -> Response:
+            """Judge a batch of tensors by a named version of the model."""
+            route = "POST /v2/models/{model}/versions/{version}/infer"
+            return await self._answered(request, route, self._infer, model, version)
+
         async def predict(request: Request) -> Response:
             """Judge an image file: the body itself, or the field ``file`` of a form."""
             return await self._answered(request, "POST /predict", self._predict)
@@ -108,6 +114,10 @@ class _Routes:
         add(model, self.metadata, methods=["GET"], **openapi.METADATA)
         add(f"{model}/ready", self.model_ready, methods=["GET"], **openapi.READY)
         add(f"{model}/infer", infer, methods=["POST"], **openapi.INFER)
+        version = f"{model}/versions/{{version}}"
+        add(version, self.version_metadata, methods=["GET"], **openapi.METADATA)
+        add(f"{version}/ready", self.version_ready, methods=["GET"], **openapi.READY)
+        add(f"{version}/infer", infer_version, methods=["POST"], **openapi.INFER)
         add("/predict", predict, methods=["POST"], **openapi.PREDICT)
         if self.config.answer.metrics:
             add("/metrics", self.metrics, methods=["GET"], include_in_schema=False)
@@ -144,6 +154,16 @@ class _Routes:
             scores=self.scores,
         )
 
+    async def version_ready(self, model: str, version: str) -> "Response":
+        """Say whether requests for this version of the model may come."""
+        self._check_model(model, version)
+        return await self.ready()
+
+    async def version_metadata(self, model: str, version: str) -> dict[str, Any]:
+        """Tell the inputs and outputs of this version of the model."""
+        self._check_model(model, version)
+        return await self.metadata(model)
+
     async def metrics(self) -> "Response":
         """Return the metrics of all workers."""
         from starlette.responses import Response
@@ -159,11 +179,11 @@ class _Routes:
         return Response(found.content, media_type="text/html", headers=found.headers)
 
     async def _infer(
-        self, request: "Request", call: Call, model: str
+        self, request: "Request", call: Call, model: str, version: str = oip.VERSION
     ) -> tuple["Response", tuple[Outcome, ...]]:
         from starlette.responses import Response
 
-        self._check_model(model)
+        self._check_model(model, version)
         opened = self.service.opened()
         body = await request.body()
         read = partial(
@@ -240,14 +260,19 @@ class _Routes:
         response.headers[REQUEST_ID] = call.id
         return response
 
-    def _check_model(self, model: str) -> None:
+    def _check_model(self, model: str, version: str = oip.VERSION) -> None:
         if model != self.config.model.name:
             raise RefusedError(404, "no_model", "there is no such model here.")
+        if version != oip.VERSION:
+            raise RefusedError(
+                404, "no_version", f"there is no such version; the one there is: {oip.VERSION}."
+            )
 
 
 def refused(error: RefusedError, request_id: str) -> "Response":
     """Return the answer to a refused request."""
     response = _json(oip.refused(error, request_id), error.status)
+    response.headers[REQUEST_ID] = request_id
     if error.retry_after is not None:
         response.headers["Retry-After"] = str(error.retry_after)
     if error.status in (408, 413):  # the rest of its body is not wanted
@@ -273,9 +298,11 @@ def _add_error_handlers(app: "FastAPI") -> None:
     async def on_invalid(request: "Request", _: Exception) -> "Response":
         return refused(bad_request("the request is malformed."), _request_id(request))
 
-    async def on_failure(request: "Request", _: Exception) -> "Response":
+    async def on_failure(request: "Request", error: Exception) -> "Response":
+        name = _request_id(request)
+        log.error("the service failed", exc_info=error, extra={"request_id": name})
         refusal = RefusedError(500, "internal", "the service failed; its log says more.")
-        return refused(refusal, _request_id(request))
+        return refused(refusal, name)
 
     app.add_exception_handler(RefusedError, on_refusal)
     app.add_exception_handler(HTTPException, on_http)
@@ -323,7 +350,7 @@ async def _file(request: "Request") -> bytes:
                     raise bad_request("the form has no file in the field 'file'.")
                 content = await field.read()
         except HTTPException as error:
-            raise bad_request("the form is malformed.") from error
+            raise bad_request(f"the form is malformed: {error.detail}") from error
     if not content:
         raise bad_request("the body is empty; send an image file.")
     return content
@@ -340,9 +367,14 @@ def _call(request: "Request", route: str) -> Call:
 
 
 def _request_id(request: "Request") -> str:
-    """Return the client's name for a request where it is a harmless one, else a new one."""
-    given = request.headers.get(REQUEST_ID, "")
-    return given if _ID.fullmatch(given) else secrets.token_hex(16)
+    """Return the client's name for a request where it is a harmless one, else a new one.
+
+    It is kept with the request: whatever answers it, the answer and the log have the same.
+    """
+    if not hasattr(request.state, "request_id"):
+        given = request.headers.get(REQUEST_ID, "")
+        request.state.request_id = given if _ID.fullmatch(given) else secrets.token_hex(16)
+    return str(request.state.request_id)
 
 
 def _flag(value: str | None) -> bool:

@@ -78,7 +78,7 @@ class AuditTrail:
 
         Raises:
             OSError: They cannot be written; none of them stands in the trail.
-            AuditError: The trail was damaged by others at its end.
+            AuditError: The trail was damaged by others at its end, removed or replaced.
         """
         with self._locked():
             self._catch_up()
@@ -93,10 +93,11 @@ class AuditTrail:
         return head
 
     def probe(self) -> None:
-        """Try whether the folder can be written.
+        """Try whether the folder can be written, and the trail goes on in it.
 
         Raises:
             OSError: It cannot, e.g. because the disk is full.
+            AuditError: The trail was damaged by others at its end, removed or replaced.
         """
         path = self._folder / f"{PROBE_NAME}-{os.getpid()}"
         try:
@@ -106,6 +107,8 @@ class AuditTrail:
                 os.fsync(file.fileno())
         finally:
             path.unlink(missing_ok=True)
+        with self._locked():
+            self._catch_up()
 
     def close(self) -> None:
         """Flush and close the files."""
@@ -138,8 +141,23 @@ class AuditTrail:
             self._open(file_number(files[-1]) if files else 1)
         while (self._folder / file_name(self._number + 1)).exists():
             self._open(self._number + 1)
+        self._check_in_place(self._lock, LOCK_NAME)
+        self._check_in_place(self._file, file_name(self._number))
         if os.fstat(self._file).st_size != self._size:
             self._read_end()
+
+    def _check_in_place(self, opened: int, name: str) -> None:
+        """Refuse to go on with a file that no longer stands in the folder: nobody would read it."""
+        path = self._folder / name
+        try:
+            in_place = os.path.samestat(os.fstat(opened), os.stat(path))
+        except FileNotFoundError:
+            in_place = False
+        if not in_place:
+            raise AuditError(
+                f"{path} was removed or replaced while it was in use; expected the file that this "
+                "process has opened. Put it back, or start the service anew."
+            )
 
     def _open(self, number: int, flags: int = 0) -> None:
         path = self._folder / file_name(number)

@@ -105,10 +105,16 @@ def records(folder: Path, *, key: bytes) -> Iterator[dict[str, Any]]:
     """Yield the records of a trail, each checked against the chain as it is read.
 
     Raises:
-        AuditError: A line was altered, removed, added or moved; a file is missing.
+        AuditError: A line was altered, removed, added or moved; a file is missing; or there is
+            none, as in a folder that is not a trail's.
     """
     head = Head()
     files = trail_files(folder)
+    if not files:
+        raise AuditError(
+            f"{folder} holds no {file_name(1)}; expected the audit.folder of the settings, which "
+            "holds it from the service's start on. Name that folder."
+        )
     for expected, path in enumerate(files, start=1):
         if file_number(path) != expected:
             raise AuditError(
@@ -134,8 +140,8 @@ def verify(folder: Path, *, key: bytes, known: str | None = None) -> Verified:
         known: Hash of a line that is known to have been written.
 
     Raises:
-        AuditError: The chain is broken, or ``known`` is no part of it: the trail was cut off
-            before that line, or rewritten.
+        AuditError: There is no trail, its chain is broken, or ``known`` is no part of it: it was
+            cut off before that line, or rewritten.
     """
     head, found = Head(), known is None
     for record in records(folder, key=key):
@@ -147,7 +153,7 @@ def verify(folder: Path, *, key: bytes, known: str | None = None) -> Verified:
             "trail was cut off before it, or rewritten."
         )
     files = trail_files(folder)
-    return Verified(head, len(files), _torn(files[-1]) if files else 0)
+    return Verified(head, len(files), _torn(files[-1]))
 
 
 def last_head(path: Path, key: bytes) -> tuple[Head | None, int]:

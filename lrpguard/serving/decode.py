@@ -8,7 +8,7 @@ from typing import BinaryIO
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from lrpguard.errors import LoadingError
+from lrpguard.errors import ImageSizeError, LoadingError
 from lrpguard.loading import Preprocessing
 from lrpguard.loading.preprocessing import read_image
 from lrpguard.serving.refusal import RefusedError, bad_request
@@ -31,14 +31,16 @@ def decode_image(content: bytes, preprocessing: Preprocessing, *, max_pixels: in
         Pixels [C, H, W], float32 in [0, 1].
 
     Raises:
-        RefusedError: 413 where it has too many pixels, 400 where it is no image of ``FORMATS``,
-            or damaged.
+        RefusedError: 413 where it has too many pixels, or would get them when it is brought to
+            size; 400 where it is no image of ``FORMATS``, or damaged.
     """
     _check_header(io.BytesIO(content), max_pixels)
     try:
         return read_image(
             io.BytesIO(content), preprocessing, formats=FORMATS, max_pixels=max_pixels
         )
+    except ImageSizeError as error:
+        raise RefusedError(413, "too_large", str(error)) from error
     except LoadingError as error:
         if error.__cause__ is None:  # our own words; a decoder's could tell of the server
             raise bad_request(error) from error

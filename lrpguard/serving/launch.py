@@ -43,8 +43,13 @@ def require_serve() -> None:
         ) from error
 
 
-def serve(config: ServiceConfig) -> None:
+def serve(config: ServiceConfig, *, bound: Callable[[str], None] | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then answer what is open, and return.
+
+    Args:
+        config: The settings.
+        bound: Told the address, e.g. ``"http://127.0.0.1:8000"``, once it is this service's: with
+            port 0 it is known only then.
 
     Raises:
         MissingDependencyError: The extra ``serve`` is not installed.
@@ -58,9 +63,11 @@ def serve(config: ServiceConfig) -> None:
     settings = uvicorn_settings(config, partial(worker_app, config))
     shared = _share_metrics() if config.server.workers > 1 else None
     socket = settings.bind_socket()
-    host, port = socket.getsockname()[:2]
-    log.info("listening", extra={"url": f"http://{host}:{port}", "workers": config.server.workers})
+    url = _url(*socket.getsockname()[:2])
+    log.info("listening", extra={"url": url, "workers": config.server.workers})
     try:
+        if bound is not None:
+            bound(url)
         if config.server.workers > 1:
             Multiprocess(settings, sockets=[socket]).run()
         else:
@@ -109,6 +116,10 @@ def worker_app(config: ServiceConfig) -> FastAPI:
 
     configure_logs(config.telemetry.log_format, config.telemetry.log_level)
     return create_app(config, os.environ)
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _share_metrics() -> str:

@@ -29,6 +29,9 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 """Types in which images may come, little-endian."""
 
+VERSION = "1"
+"""The one version of the model that there is."""
+
 INPUT_NAME = "images"
 
 _OUTPUTS: dict[str, tuple[str, str]] = {
@@ -75,7 +78,7 @@ def metadata(
     return {
         "name": name,
         "platform": "pytorch_lrpguard",
-        "versions": ["1"],
+        "versions": [VERSION],
         "inputs": [{"name": INPUT_NAME, "datatype": "FP32", "shape": [-1, *shape]}],
         "outputs": [
             {

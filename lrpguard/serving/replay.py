@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,20 @@ class Replayed:
     same: bool
 
 
+@dataclass(frozen=True)
+class Divided:
+    """The verdicts of a trail, by whether this guard gave them.
+
+    Attributes:
+        mine: Those that it gave.
+        others: Number of the others, by what is another's and which it is, e.g.
+            ``("calibration", "4669...")``.
+    """
+
+    mine: tuple[Mapping[str, Any], ...]
+    others: Mapping[tuple[str, str | None], int]
+
+
 def by_hash(images: Iterable[Tensor]) -> dict[str, Tensor]:
     """Return images [C, H, W] by the hash under which the trail knows them."""
     return {image_digest(image, b"").hex(): image for image in images}
@@ -47,6 +62,39 @@ def guarded_lines(records: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str,
             yield record
 
 
+def divided(records: Iterable[Mapping[str, Any]], opened: Opened) -> Divided:
+    """Tell the lines of a guard from those of others: a trail goes on over a recalibration.
+
+    Args:
+        records: Verdicts of a trail, whose chain is verified.
+        opened: The guard.
+
+    Raises:
+        CalibrationMismatchError: No line is of this model, calibration and key.
+    """
+    guard = {
+        "fingerprint": opened.calibration.fingerprint,
+        "calibration": opened.calibration_id,
+        "key": key_id(opened.key),
+    }
+    mine: list[Mapping[str, Any]] = []
+    others: Counter[tuple[str, str | None]] = Counter()
+    for record in guarded_lines(records):
+        other = next((name for name, value in guard.items() if record[name] != value), None)
+        if other is None:
+            mine.append(record)
+        else:
+            others[other, record[other]] += 1
+    if others and not mine:
+        name, value = next(iter(others))
+        raise CalibrationMismatchError(
+            f"none of the {others.total()} verdicts is this guard's: the first was judged with the "
+            f"{name} {value}; this guard has {guard[name]}. Give the settings that were in force "
+            "then."
+        )
+    return Divided(tuple(mine), others)
+
+
 def replay(
     records: Iterable[Mapping[str, Any]],
     images: Mapping[str, Tensor],
@@ -54,7 +102,7 @@ def replay(
     *,
     tolerance: float,
 ) -> Iterator[Replayed]:
-    """Judge again the lines whose images are there.
+    """Judge again the lines of this guard whose images are there.
 
     Args:
         records: Verdicts of a trail, whose chain is verified.
@@ -63,14 +111,14 @@ def replay(
         tolerance: Largest difference of a score that is the same.
 
     Raises:
-        CalibrationMismatchError: A line is of another model, calibration or key, or of early
+        CalibrationMismatchError: No line is of this model, calibration and key; or one is of early
             stopping, which this guard has not.
     """
-    for record in guarded_lines(records):
+    for record in divided(records, opened).mine:
         image = images.get(record["image"])
         if image is None:
             continue
-        _check_guard(record, opened)
+        _check_stopping(record, opened)
         early = record.get("stopping", False)
         verdict = opened.guard(image[None], copies=None if early else record["copies"])
         now = verdict.to_dicts()[0]
@@ -82,18 +130,7 @@ def replay(
         yield Replayed(record["seq"], record["request"], record["row"], difference, same)
 
 
-def _check_guard(record: Mapping[str, Any], opened: Opened) -> None:
-    mine = {
-        "fingerprint": opened.calibration.fingerprint,
-        "calibration": opened.calibration_id,
-        "key": key_id(opened.key),
-    }
-    for name, value in mine.items():
-        if record[name] != value:
-            raise CalibrationMismatchError(
-                f"line {record['seq']} was judged with the {name} {record[name]}; this guard has "
-                f"{value}. Give the settings that were in force then."
-            )
+def _check_stopping(record: Mapping[str, Any], opened: Opened) -> None:
     if record.get("stopping", False) and not opened.guard.stopping:
         raise CalibrationMismatchError(
             f"line {record['seq']} was judged with early stopping; set guard.stopping = true."

@@ -107,7 +107,7 @@ class Service:
             try:
                 await asyncio.to_thread(self._trail.probe)
                 self._audit_broken = False
-            except OSError:
+            except (OSError, AuditError):
                 if self.config.audit.on_error == "refuse":
                     return "audit"
         return self._not_ready or None

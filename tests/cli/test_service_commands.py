@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +25,7 @@ from lrpguard.serving.opening import open_guard
 from lrpguard.serving.records import Call, audit_lines
 from lrpguard.serving.selftest import SelfTest
 from tests.cli.conftest import MODEL, write_digits
+from tests.serving.conftest import wait_until
 
 Run = Callable[..., Any]
 
@@ -94,6 +97,26 @@ class TestServe:
         pytest.importorskip("fastapi")
         assert run("serve", "--demo", "--config", config).code == 2
 
+    @pytest.mark.parametrize("flags", [(), ("--json",)])
+    def test_the_demo_tells_the_address_that_it_has(self, flags: tuple[str, ...]) -> None:
+        pytest.importorskip("uvicorn")
+        httpx = pytest.importorskip("httpx")
+        command = [sys.executable, "-m", "lrpguard", "serve", "--demo", "--port", "0", *flags]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
+            try:
+                assert process.stdout is not None
+                told = process.stdout.readline()
+                url = json.loads(told)["url"] if flags else told.split()[1].removesuffix("/")
+                wait_until(lambda: httpx.get(f"{url}/v2/health/live").status_code == 200, 60)
+                process.terminate()
+                out, err = process.communicate(timeout=60)
+            finally:
+                process.kill()
+        assert (process.returncode, out) == (0, "")
+        words = f"open {url}/ in a browser"
+        assert words in (err if flags else told)
+
 
 class TestSelftest:
     def test_it_is_stored_where_the_settings_say(
@@ -119,6 +142,18 @@ class TestAudit:
         assert told["lines"] == 40
         assert run("audit", "verify", trail, "--head", told["head"]).code == 0
         assert run("audit", "verify", trail, "--head", "0" * 64).code == 1
+
+    @pytest.mark.parametrize("flags", [(), ("--json",)])
+    def test_a_folder_without_a_trail_is_not_whole(
+        self, run: Run, tmp_path: Path, flags: tuple[str, ...]
+    ) -> None:
+        done = run("audit", "verify", tmp_path, *flags)
+        assert (done.code, done.out) == (1, "")
+        assert f"holds no {file_name(1)}" in done.err
+
+    def test_a_fresh_trail_is_whole(self, run: Run, tmp_path: Path) -> None:
+        AuditTrail(tmp_path, fsync="never", rotate_bytes=1 << 20, key=b"").close()
+        assert json.loads(run("audit", "verify", tmp_path, "--json").out)["lines"] == 0
 
     def test_a_removed_line_is_named(self, run: Run, trail: Path) -> None:
         file = trail / file_name(1)
@@ -152,6 +187,42 @@ class TestAudit:
         assert (
             run("audit", "replay", folder, "--config", config, "--data", images, *loose).code == 0
         )
+
+    def recalibrated(self, trail: Path, first: int, last: int) -> Path:
+        """Return a copy of the trail in which some lines are of a later calibration."""
+        folder = trail.with_name("recalibrated")
+        log = AuditTrail(folder, fsync="never", rotate_bytes=1 << 20, key=b"")
+        for number, line in enumerate((trail / file_name(1)).read_text().splitlines()):
+            record = json.loads(line)
+            del record["hash"]
+            other = {"calibration": "4669", "score": 0.5} if first <= number < last else {}
+            log.append([record | other])
+        log.close()
+        return folder
+
+    def test_replay_goes_over_the_lines_of_another_calibration(
+        self, run: Run, config: Path, trail: Path, images: Path
+    ) -> None:
+        flags = ("--config", config, "--data", images)
+        folder = self.recalibrated(trail, 0, 2)
+        done = run("audit", "replay", folder, *flags)
+        assert done.code == 0, done.err
+        assert "2 line(s) are of calibration 4669, not replayed" in done.out
+        assert "replayed   38 of 40 verdicts; 0 differ" in done.out
+        told = [
+            json.loads(t) for t in run("audit", "replay", folder, *flags, "--json").out.splitlines()
+        ]
+        assert told[0] == {"not_replayed": 2, "calibration": "4669"}
+        assert [line["seq"] for line in told[1:]] == list(range(3, 41))
+
+    def test_replay_of_other_guards_lines_alone_is_an_error(
+        self, run: Run, config: Path, trail: Path, images: Path
+    ) -> None:
+        folder = self.recalibrated(trail, 0, 40)
+        done = run("audit", "replay", folder, "--config", config, "--data", images)
+        assert done.code == 1
+        assert "none of the 40 verdicts is this guard's" in done.err
+        assert "calibration 4669" in done.err
 
     def test_replay_without_the_images_says_so(
         self, run: Run, config: Path, trail: Path, clean_folder: Path

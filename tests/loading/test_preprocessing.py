@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms._presets import ImageClassification
 
-from lrpguard.errors import ConfigurationError, LoadingError
+from lrpguard.errors import ConfigurationError, ImageSizeError, LoadingError
 from lrpguard.loading import Preprocessing
 from lrpguard.loading.preprocessing import read_image
 
@@ -161,6 +161,44 @@ def test_an_image_too_large_for_the_guard_is_refused(
     with pytest.raises(LoadingError, match="30 x 40"):
         read_image(path, RAW)
     assert read_image(path, Preprocessing(image_size=(8, 8))).shape == (3, 8, 8)
+
+
+NARROW = [
+    pytest.param(Preprocessing(image_size=(224, 224), resize_size=256), (1, 10_000), id="crop"),
+    pytest.param(Preprocessing(resize_size=256), (10_000, 1), id="resize"),
+    pytest.param(Preprocessing(image_size=(224, 224)), (1, 10_000), id="cover"),
+]
+
+
+@pytest.mark.parametrize(("preprocessing", "shape"), NARROW)
+def test_a_narrow_image_that_its_resize_would_make_huge_is_refused(
+    tmp_path: Path, preprocessing: Preprocessing, shape: tuple[int, int]
+) -> None:
+    path = tmp_path / "narrow.png"
+    Image.new("L", shape[::-1]).save(path)
+
+    with pytest.raises(ImageSizeError, match=rf"{shape[0]} x {shape[1]} pixels.*[Cc]rop"):
+        read_image(path, preprocessing)
+    with pytest.raises(ImageSizeError, match=rf"{shape[0]} x {shape[1]} pixels.*[Cc]rop"):
+        preprocessing.fit_tensor(torch.zeros(3, *shape))
+
+
+def test_the_limit_is_on_what_the_resize_makes_and_no_ordinary_image_meets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "picture.png"
+    Image.fromarray(picture(20, 45)).save(path)
+    preprocessing = Preprocessing(image_size=(24, 24), resize_size=30)
+    free = read_image(path, preprocessing)
+
+    monkeypatch.setattr("lrpguard.loading.preprocessing.MAX_PIXELS", 30 * 67)  # what it makes
+    assert torch.equal(read_image(path, preprocessing), free)
+    monkeypatch.setattr("lrpguard.loading.preprocessing.MAX_PIXELS", 30 * 67 - 1)
+    with pytest.raises(ImageSizeError, match="30 x 67"):
+        read_image(path, preprocessing)
+    monkeypatch.setattr("lrpguard.loading.preprocessing.MAX_PIXELS", 200)
+    shrunk = Preprocessing(image_size=(12, 12), resize_size=16)  # 16 x 36, less than the file
+    assert read_image(path, shrunk).shape == (3, 12, 12)
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image", None])

@@ -186,6 +186,10 @@ class TestBadFiles:
         assert answer.status_code == 400
         assert answer.json()["code"] == "bad_input"
 
+    def test_a_malformed_form_is_told_why(self, url: str) -> None:
+        answer = httpx.post(f"{url}/predict", files=[("file", b"x")] * 3)
+        assert "malformed: Too many files" in answer.json()["error"]
+
 
 class TestInfer:
     def test_the_answer_is_the_librarys(self, url: str, files: Files, guard: Guard) -> None:
@@ -336,11 +340,29 @@ class TestOtherRoutes:
             assert b"passwd" not in answer.read()
             connection.close()
 
+    def test_the_one_version_is_the_model(self, url: str, files: Files) -> None:
+        model = f"{url}/v2/models/{MODEL}"
+        metadata = httpx.get(model).json()
+        (version,) = metadata["versions"]
+        assert httpx.get(f"{model}/versions/{version}").json() == metadata
+        assert httpx.get(f"{model}/versions/{version}/ready").json()["ready"] is True
+        body = tensor(files.clean[:1])
+        answer = httpx.post(f"{model}/versions/{version}/infer", json=body)
+        assert outputs(answer) == outputs(infer(url, body))
+
+    @pytest.mark.parametrize("route", ["", "/ready", "/infer"])
+    def test_another_version_is_refused_with_those_there_are(self, url: str, route: str) -> None:
+        method = "POST" if route == "/infer" else "GET"
+        answer = httpx.request(method, f"{url}/v2/models/{MODEL}/versions/2{route}")
+        assert (answer.status_code, answer.json()["code"]) == (404, "no_version")
+        assert "there is: 1" in answer.json()["error"]
+
     def test_every_refusal_has_one_form(self, url: str) -> None:
         for method, path in (("GET", "/nowhere"), ("GET", "/predict"), ("POST", "/v2")):
             answer = httpx.request(method, url + path)
             assert answer.status_code in (404, 405)
             assert set(answer.json()) == {"error", "code", "request_id"}
+            assert answer.headers["x-request-id"] == answer.json()["request_id"]
 
     def test_metrics_tell_the_calibration_and_the_outcomes(self, url: str, files: Files) -> None:
         httpx.post(f"{url}/predict", content=png(files.odd[0]))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,61 @@ def test_a_closed_trail_refuses(tmp_path: Path) -> None:
     log.close()
     with pytest.raises(AuditError, match="closed"):
         log.append([{"a": 1}])
+
+
+def removed(folder: Path) -> None:
+    (folder / file_name(1)).unlink()
+
+
+def replaced(folder: Path) -> None:
+    file = folder / file_name(1)
+    copy = folder / "copy"
+    shutil.copy(file, copy)
+    copy.replace(file)
+
+
+def folder_made_anew(folder: Path) -> None:
+    folder.rename(folder.with_name("moved"))
+    trail(folder).close()
+
+
+@pytest.mark.parametrize("harm", [removed, replaced, folder_made_anew])
+def test_a_file_that_no_longer_stands_there_is_not_written_on(
+    tmp_path: Path, harm: Callable[[Path], None]
+) -> None:
+    folder = tmp_path / "audit"
+    log = trail(folder)
+    log.append([{"a": 1}])
+    harm(folder)
+    with pytest.raises(AuditError, match="removed or replaced"):
+        log.append([{"a": 2}])
+    with pytest.raises(AuditError, match="removed or replaced"):
+        log.probe()
+    log.close()
+
+
+def test_a_file_that_is_put_back_is_written_on(tmp_path: Path) -> None:
+    log = trail(tmp_path / "audit")
+    log.append([{"a": 1}])
+    moved = (tmp_path / "audit").rename(tmp_path / "moved")
+    with pytest.raises(AuditError, match="removed or replaced"):
+        log.append([{"a": 2}])
+    moved.rename(tmp_path / "audit")
+    log.probe()
+    log.append([{"a": 3}])
+    log.close()
+    assert [r["a"] for r in records(tmp_path / "audit", key=b"")] == [1, 3]
+
+
+def test_a_full_file_may_be_moved_away(tmp_path: Path) -> None:
+    log, other = trail(tmp_path, rotate_bytes=10), trail(tmp_path, rotate_bytes=10)
+    log.append([{"a": 1}])
+    log.append([{"a": 2}])
+    (tmp_path / file_name(1)).unlink()
+    assert other.append([{"a": 3}]).seq == 3
+    assert log.append([{"a": 4}]).seq == 4
+    log.close()
+    other.close()
 
 
 def test_values_that_are_no_json_are_refused_and_leave_nothing(tmp_path: Path) -> None:

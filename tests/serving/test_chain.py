@@ -121,6 +121,15 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
         verify(tmp_path / "none", key=KEY)
 
 
+def test_a_folder_that_holds_no_trail_is_no_whole_trail(tmp_path: Path) -> None:
+    (tmp_path / "lock").touch()
+    (tmp_path / "audit-1.jsonl").touch()
+    with pytest.raises(AuditError, match=f"holds no {file_name(1)}; expected the audit.folder"):
+        verify(tmp_path, key=KEY)
+    with pytest.raises(AuditError, match="holds no"):
+        list(records(tmp_path, key=KEY))
+
+
 def test_a_line_is_plain_json_that_names_its_place(tmp_path: Path) -> None:
     first, second = (json.loads(line) for line in lines_of(written(tmp_path) / file_name(1))[:2])
     assert (first["seq"], first["prev"]) == (1, "0" * 64)

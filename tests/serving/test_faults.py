@@ -203,6 +203,21 @@ class TestAuditDisk:
             assert httpx.get(f"{url}/v2/health/ready").status_code == 200
 
 
+class TestAuditRemoved:
+    def test_refuse_gives_no_answer_that_no_file_keeps(self, files: Files, tmp_path: Path) -> None:
+        folder = tmp_path / "audit"
+        with running(small_config(files, f"audit.folder={folder}")) as url:
+            assert predict(url, files.clean[0]).status_code == 200
+            (folder / file_name(1)).rename(tmp_path / "kept")
+            answer = predict(url, files.clean[0])
+            assert (answer.status_code, answer.json()["code"]) == (503, "audit")
+            assert httpx.get(f"{url}/v2/health/ready").json() == {"ready": False, "reason": "audit"}
+            (tmp_path / "kept").rename(folder / file_name(1))
+            assert httpx.get(f"{url}/v2/health/ready").status_code == 200
+            assert predict(url, files.clean[0]).status_code == 200
+        assert verify(folder, key=b"").head.seq == 2
+
+
 class TestWrongFiles:
     """The service lives, says why it is not ready, and answers nothing."""
 
