@@ -185,12 +185,9 @@ class Calibration:
         return conformal_p_values(self.anomalies, anomalies)
 
     def flags(self, p_values: Tensor) -> Tensor:
-        """Return whether requests are flagged: p at most alpha, bool [B].
+        """Return whether requests with these p-values [B] are flagged, bool [B]: p at most alpha.
 
         Counted in steps of 1 / (n + 1), so that no rounding of alpha (1 / 30) or p decides.
-
-        Args:
-            p_values: Their p-values, of :meth:`p_values` [B].
         """
         return p_values * (self.n + 1) < flagged_rank(self.n, self.alpha) + 0.5
 

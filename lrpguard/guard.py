@@ -47,10 +47,9 @@ class Guard(nn.Module):
         smoothing: Copies, noise and composite, or the :class:`Choice` of
             :func:`lrpguard.choose_smoothing`. None takes the calibration's; without one,
             :meth:`calibrate` chooses noise that suits the model, and until then it is the paper's.
-        restoration: How flagged requests are restored: :class:`Consensus` takes the class that
-            noise and denoised views fall back to, :class:`Whitening` is the paper's way, None
-            only flags. ``"auto"`` goes with the detector: consensus for ``combined``, whitening
-            for ``paper``.
+        restoration: :class:`Consensus` takes the class that noise and denoised views fall back to,
+            :class:`Whitening` is the paper's way, None only flags. ``"auto"`` goes with the
+            detector: consensus for ``combined``, whitening for ``paper``.
         on_failure: What to do when the guard itself fails: ``"fail_closed"`` raises,
             ``"fail_open"`` returns the model's own answer, marked ``unguarded``. Images that
             break the input contract are refused under either.
@@ -58,9 +57,8 @@ class Guard(nn.Module):
             None takes the public seed.
         memory_budget: Bytes of activations one chunk of copies may hold; None takes the
             device's default, or the chunk that :meth:`prepare` chose.
-        stopping: Whether a request may be decided before all its copies are made, at the looks
-            that the calibration knows (:mod:`lrpguard.stopping`). The time an answer takes then
-            tells how clear the case was, so it is off by default.
+        stopping: Whether the calibration's looks may decide a request before all copies are made
+            (:mod:`lrpguard.stopping`). Its time then tells how clear it was: off by default.
 
     Raises:
         ModelError: The model cannot be wrapped.
@@ -153,8 +151,7 @@ class Guard(nn.Module):
         Raises:
             NotCalibratedError: There is no calibration.
             ConfigurationError: The calibration knows nothing of so many copies.
-            InputError: The images break the contract.
-            InputShapeError: The images have another size than the calibrated.
+            InputError: The images break the contract, or have another size than the calibrated.
             CalibrationMismatchError: The model has another precision than the calibrated.
             TrainingModeError: The model was put in train mode.
             LrpGuardError: The guard failed, under ``fail_closed``.
@@ -175,8 +172,7 @@ class Guard(nn.Module):
                 verdict = unguarded(logits, f"{type(error).__name__}: {error}")
                 return with_empty_maps(verdict, images) if maps else verdict
         # One request must not take the guard from the others of its batch.
-        alone = [self(image[None], maps=maps, copies=copies) for image in images]
-        return Verdict.concatenate(alone)
+        return Verdict.concatenate([self(i[None], maps=maps, copies=copies) for i in images])
 
     def with_evidence(self, images: Tensor) -> tuple[Verdict, Evidence]:
         """Judge a batch as a call does, by all copies; return what the verdict rests on, too.
@@ -279,8 +275,7 @@ class Guard(nn.Module):
                 of the last look.
             budget: Most passes through the model that one request may cost, where n is chosen;
                 None takes :data:`lrpguard.tuning.DEFAULT_BUDGET`.
-            crossed: Whether every image both fits and calibrates; None where there are fewer than
-                1,000. False splits them in halves at any number: looser, and exact.
+            crossed: Whether all images both fit and calibrate; None where they are under 1,000.
 
         Returns:
             The calibration; ``.save(path)`` writes it.
@@ -308,7 +303,7 @@ class Guard(nn.Module):
                 stopping=self.stopping,
             )
             tuned.smoothing = replace(tuned.smoothing, way=self.smoothing.way)
-            tuned.calibrate(
+            self.calibration = tuned.calibrate(
                 images,
                 alpha=alpha,
                 detector=detector,
@@ -318,8 +313,7 @@ class Guard(nn.Module):
                 crossed=crossed,
             )
             self.smoothing, self.noise_why = tuned.smoothing, tuned.noise_why
-            self.calibration = tuned.calibration
-            return self._calibrated()
+            return self.calibration
         if budget is not None:
             raise ConfigurationError(
                 "the budget is for choosing n, and the guard has its smoothing; leave one out."
