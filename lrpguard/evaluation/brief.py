@@ -139,6 +139,7 @@ def _line(card: Card) -> str:
         points = [100 * ahead[name]["5"][end] for end in ("value", "low", "high")]
         text += (
             f"On the mean {points[0]:.1f} points ({points[1]:.1f} to {points[2]:.1f}) ahead of the "
-            f"best of {len(ahead)} other detectors, `{name}`, on the same images."
+            f"best of {len(ahead)} other detectors, `{name}`, on the same images"
         )
+        text += "; one half fits these, the other calibrates." if guard.get("crossed") else "."
     return text.rstrip()
