@@ -149,25 +149,7 @@ def _pending(z: Tensor, rule: Rule, layer: Affine, ledger: Ledger | None) -> Ten
         if layer.scale is not None:
             weight, bias = layer.made("merged", lambda weight, bias: (weight, bias))
         z = layer.passing(z, [Flow(Weights(weight), bias=bias)], ledger)
-    else:
-        z = _Unresolved.apply(layer.x, z)
     return put_trace(z, Trace(pending=PendingRule(rule, layer, ledger)))
-
-
-class _Unresolved(torch.autograd.Function):
-    """Ties an output without a graph to its layer's input.
-
-    Code that the mode cannot look into would else make of it what looks like a constant.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, z: Tensor) -> Tensor:
-        ctx.mark_dirty(z)
-        return z
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        raise RuntimeError("a layer's output was used before its rule was applied.")
 
 
 @dataclass

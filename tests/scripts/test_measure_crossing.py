@@ -41,7 +41,8 @@ def test_a_checkpoint_gives_its_readings_a_card_and_a_page(tmp_path: Path) -> No
     known = random_readings(140)
     lines = [json.dumps({"run": {"scores": list(SCORES)}})]
     lines += [json.dumps({"key": str(i), "scores": row}) for i, row in enumerate(known.to_rows())]
-    scores = tmp_path / "scores.jsonl"
+    scores = tmp_path / "build" / "run" / "scores.jsonl"
+    scores.parent.mkdir(parents=True)
     scores.write_text("\n".join(lines) + "\n")
     found = measure_crossing.checkpoint_readings(scores)
     assert torch.equal(found.scores, known.scores)
@@ -50,7 +51,7 @@ def test_a_checkpoint_gives_its_readings_a_card_and_a_page(tmp_path: Path) -> No
     card = json.loads((tmp_path / "results" / "crossing_net.json").read_text())
     assert (card["images"], card["rows"][0]["images"], card["rows"][0]["judged"]) == (140, 60, 80)
     text = (tmp_path / "crossing.md").read_text()
-    assert "--scores build/net/scores.jsonl" in text
+    assert "--scores build/run/scores.jsonl" in text
     assert "| 60 | crossed | 3, 80 |" in text
 
 
