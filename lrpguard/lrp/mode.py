@@ -127,7 +127,7 @@ class LrpMode(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
             )
             result = handler(call)
             if name not in OWN_TRACE:
-                return _trace(result, name, args, kwargs)
+                return _trace(result, name, call)
             self._sign_gates(result, func)
             return result
         except RefusalError as refusal:
@@ -235,10 +235,10 @@ class LrpMode(TorchFunctionMode):  # type: ignore[misc, unused-ignore]
         return ""
 
 
-def _trace(result: Any, name: str, args: Any, kwargs: Any) -> Any:
+def _trace(result: Any, name: str, call: Call) -> Any:
     """Put a trace on every differentiable tensor in an operator's result."""
-    nonnegative = makes_nonnegative(name, args, kwargs)
-    raw = all(is_raw(t) for t in tensors((args, kwargs)) if carries(t))
+    nonnegative = makes_nonnegative(name, call)
+    raw = all(is_raw(t) for t in tensors((call.args, call.kwargs)) if carries(t))
     for tensor in tensors(result):
         if name in CASTING and not tensor.is_floating_point():
             raise RefusalError(f"it casts an activation to {tensor.dtype}, which has no gradient.")

@@ -215,23 +215,22 @@ def _einsum(call: Call) -> Any:
     return layers.affine(call, contracted, operands[at], operands[1 - at], None)
 
 
-def makes_nonnegative(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+def makes_nonnegative(name: str, call: Call) -> bool:
     """Say whether an operator's result is known to hold no value below zero.
 
     Args:
         name: Its plain name.
-        args: What it was called with.
-        kwargs: What it was called with by name.
+        call: The call.
     """
     if name in ("relu", "relu6"):
         return True
     if name == "hardtanh":
-        return bool((args[1] if len(args) > 1 else kwargs.get("min_val", -1.0)) >= 0)
+        return bool(call.argument(1, "min_val", -1.0) >= 0)
     if name == "add":  # of two tensors: a number may be below zero
-        terms = [*args[:2], *(kwargs[key] for key in ("input", "other") if key in kwargs)]
-        signs = [isinstance(term, Tensor) and is_nonnegative(term) for term in terms]
-        return len(signs) == 2 and all(signs) and kwargs.get("alpha", 1) >= 0
-    taken = [t for t in tensors((args, kwargs)) if t.is_floating_point()]
+        terms = (call.argument(0, "input"), call.argument(1, "other"))
+        nonnegative = all(isinstance(term, Tensor) and is_nonnegative(term) for term in terms)
+        return nonnegative and bool(call.kwargs.get("alpha", 1) >= 0)
+    taken = (t for t in tensors((call.args, call.kwargs)) if t.is_floating_point())
     return name in SIGN_KEEPING and all(is_nonnegative(t) for t in taken)
 
 
