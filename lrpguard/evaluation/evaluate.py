@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from lrpguard.evaluation.judging import (
     Detectors,
     content_halves,
     fit_baselines,
+    installed_version,
     judge_attacked,
     judge_clean,
     judging_header,
@@ -252,10 +252,7 @@ def _split(part: ImageSet) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("lrpguard", "torch", "torchvision", "numpy", "scipy", "torchattacks"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    names = ("lrpguard", "torch", "torchvision", "numpy", "scipy", "torchattacks")
+    found = {name: installed_version(name) for name in names}
+    there = {name: number for name, number in found.items() if number is not None}
+    return {"python": platform.python_version(), **there}

@@ -152,7 +152,7 @@ def judging_header(detectors: Detectors, test: ImageSet, *, seed: int) -> dict[s
         "restoration": repr(detectors.guard.restoration),
         "stopping": detectors.guard.stopping,
         "version": __version__,
-        "torchattacks": _installed("torchattacks"),
+        "torchattacks": installed_version("torchattacks"),
         "seed": seed,
         "restorations": [candidate.name for candidate in detectors.candidates],
         "scores": {
@@ -162,7 +162,7 @@ def judging_header(detectors: Detectors, test: ImageSet, *, seed: int) -> dict[s
     }
 
 
-def _installed(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
     """Return the version of a package that may be missing."""
     try:
         return version(package)
